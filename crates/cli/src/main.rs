@@ -1,0 +1,3 @@
+//! The binary: one file a command, only wiring.
+
+fn main() {}

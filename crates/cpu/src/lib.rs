@@ -1,0 +1,1 @@
+//! The Executor on a CPU: kernels, threads.

@@ -1,0 +1,1 @@
+//! The Executor on an NVIDIA GPU.

@@ -1,0 +1,36 @@
+//! One error type for everything that can be wrong with a model.
+
+use std::path::PathBuf;
+
+/// What can be wrong with a model: its files, its numbers, or where it comes from.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file is not what its format demands.
+    #[error("{path}: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A tensor is missing or does not fit the configuration.
+    #[error("tensor {name}: {reason}")]
+    Tensor {
+        /// The canonical (Hugging Face) name of the tensor.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The architecture, a format or an option is known but not built yet, or unknown.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+}

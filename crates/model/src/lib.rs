@@ -1,0 +1,15 @@
+//! What a checkpoint is: the architecture as data, the weights, the tokenizer and
+//! the chat template, and where models come from.
+//!
+//! Reading order: [`spec`] (the architecture), [`tensor`] (what a weight is),
+//! [`weights`] (where it comes from).
+
+pub mod error;
+pub mod spec;
+pub mod tensor;
+pub mod weights;
+
+pub use error::ModelError;
+pub use spec::ModelSpec;
+pub use tensor::{DType, Tensor};
+pub use weights::Weights;

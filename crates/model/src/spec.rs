@@ -1,0 +1,141 @@
+//! The architecture of a model as data. A model family is a [`ModelSpec`], not code
+//! in each backend.
+
+/// Which halves of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Pairs are `(i, i + rotary_dim / 2)`: Hugging Face checkpoints ("NeoX").
+    Half,
+    /// Pairs are `(2 i, 2 i + 1)`: GGUF files of the `llama` architecture.
+    Interleaved,
+}
+
+/// How rotary frequencies are stretched beyond the trained context.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// As trained.
+    None,
+    /// Every frequency is divided by `factor`.
+    Linear {
+        /// Divisor of every frequency.
+        factor: f32,
+    },
+    /// The scheme of Llama 3.1 and later (`rope_type: llama3`).
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f32,
+        /// Wavelengths above `original / low_freq_factor` are divided by `factor`.
+        low_freq_factor: f32,
+        /// Wavelengths below `original / high_freq_factor` stay.
+        high_freq_factor: f32,
+        /// The context the model was trained with first, in tokens.
+        original_context: usize,
+    },
+    /// One divisor a rotated pair, as GGUF's `rope_freqs.weight` gives it; length `rotary_dim / 2`.
+    Factors(Vec<f32>),
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Base of the geometric series of frequencies.
+    pub theta: f32,
+    /// Which elements form a pair.
+    pub style: RopeStyle,
+    /// Stretching.
+    pub scaling: RopeScaling,
+    /// Leading elements of a head that are rotated (`head_dim` for most families).
+    pub rotary_dim: usize,
+}
+
+/// The gate's activation in the feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x).
+    Silu,
+    /// GELU with the tanh approximation.
+    GeluTanh,
+}
+
+/// A decoder-only transformer: everything a backend needs beside the weights.
+///
+/// Shapes: `hidden_size` d, `num_heads * head_dim` query width, `num_kv_heads * head_dim`
+/// key and value width. Linear weights are `[out, in]`, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// The family, as the checkpoint names it (`llama`, `qwen2`, ...).
+    pub architecture: String,
+    /// Tokens the embedding knows.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Transformer blocks.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward block.
+    pub intermediate_size: usize,
+    /// Positions the model knows.
+    pub max_position_embeddings: usize,
+    /// Epsilon of every RMS norm.
+    pub norm_eps: f32,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Rotary base of the sliding-window layers where it differs (Gemma 3).
+    pub local_rope_theta: Option<f32>,
+    /// The output matrix is the embedding.
+    pub tie_embeddings: bool,
+    /// Query, key and value projections carry a bias (Qwen2).
+    pub qkv_bias: bool,
+    /// RMS norm of each query and key head before rotation (Qwen3, Gemma 3).
+    pub qk_norm: bool,
+    /// A second norm after attention and after the feed-forward block (Gemma 2, 3).
+    pub sandwich_norms: bool,
+    /// Norm weights are stored as `w` but applied as `1 + w` (Gemma from safetensors).
+    pub norm_plus_one: bool,
+    /// The gate's activation.
+    pub activation: Activation,
+    /// Keys further back than this are not seen, in layers where `is_sliding` says so.
+    pub sliding_window: Option<usize>,
+    /// Every n-th layer (1-based) sees everything, the others slide; 0: all slide.
+    pub sliding_pattern: usize,
+    /// Scale of attention scores; `1 / sqrt(head_dim)` for most.
+    pub attention_scale: f32,
+    /// `cap * tanh(score / cap)` on attention scores (Gemma 2).
+    pub attention_softcap: Option<f32>,
+    /// The same on the final logits (Gemma 2).
+    pub logit_softcap: Option<f32>,
+    /// Factor on the embedding (Gemma: sqrt(hidden_size)).
+    pub embedding_scale: f32,
+    /// First token of a sequence, where the tokenizer adds one.
+    pub bos_token: Option<u32>,
+    /// Tokens that end a sequence.
+    pub eos_tokens: Vec<u32>,
+}
+
+impl ModelSpec {
+    /// Width of all query heads together.
+    pub fn q_dim(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn kv_dim(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    /// Does layer `layer` (0-based) see only `sliding_window` keys?
+    pub fn is_sliding(&self, layer: usize) -> bool {
+        self.sliding_window.is_some()
+            && (self.sliding_pattern == 0 || !(layer + 1).is_multiple_of(self.sliding_pattern))
+    }
+
+    /// Key and value bytes of one token over all layers.
+    pub fn kv_bytes_per_token(&self, bytes_per_element: usize) -> usize {
+        2 * self.num_layers * self.kv_dim() * bytes_per_element
+    }
+}

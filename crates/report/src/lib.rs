@@ -1,0 +1,1 @@
+//! From results to findings: summary, diagnosis, plots, CSV, Markdown, HTML.
