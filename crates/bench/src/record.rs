@@ -39,6 +39,23 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// Is the arrival of requests set by a schedule, whatever the server does?
+    pub fn open_loop(&self) -> bool {
+        matches!(self, Strategy::Constant { .. } | Strategy::Poisson { .. })
+    }
+
+    /// The name of the level's file without its ending: `throughput-N` for N clients, the rate or
+    /// the shape otherwise.
+    pub fn file_stem(&self) -> String {
+        match self {
+            Strategy::Synchronous => "synchronous".into(),
+            Strategy::Concurrent { streams } => format!("throughput-{streams}"),
+            Strategy::Throughput { .. } => "throughput-max".into(),
+            Strategy::Constant { rate, .. } => format!("constant-{rate}"),
+            Strategy::Poisson { rate, .. } => format!("poisson-{rate}"),
+        }
+    }
+
     /// The concurrency asked for, where the load shape has one.
     pub fn concurrency(&self) -> Option<usize> {
         match self {
@@ -67,8 +84,15 @@ pub enum Outcome {
     Incomplete(String),
 }
 
+impl Default for Outcome {
+    /// A request that nothing is known of has not completed.
+    fn default() -> Self {
+        Outcome::Incomplete(String::new())
+    }
+}
+
 /// Where token counts come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenSource {
     /// The server's `usage`.
@@ -76,11 +100,12 @@ pub enum TokenSource {
     /// A tokenizer on the client.
     Tokenizer,
     /// Content chunks, one taken as a token.
+    #[default]
     Chunks,
 }
 
 /// One request. Times: ns since the level's start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestRecord {
     /// Unique in the run.
     pub id: String,
@@ -92,16 +117,26 @@ pub struct RequestRecord {
     pub sent_ns: u64,
     /// First chunk with content (or reasoning).
     pub first_token_ns: Option<u64>,
+    /// First chunk with content that is not reasoning; equal to `first_token_ns` where the model
+    /// does not reason aloud.
+    #[serde(default)]
+    pub first_output_token_ns: Option<u64>,
     /// Last chunk with content.
     pub last_token_ns: Option<u64>,
     /// Last byte, or the moment it failed.
     pub end_ns: u64,
     /// Prompt tokens.
     pub prompt_tokens: u64,
+    /// Prompt tokens that the server took from its prefix cache, where it says so.
+    #[serde(default)]
+    pub cached_tokens: Option<u64>,
     /// Output tokens.
     pub output_tokens: u64,
     /// Content chunks.
     pub chunks: u64,
+    /// Events of the stream, with or without content (`[DONE]` and the usage event included).
+    #[serde(default)]
+    pub iterations: u64,
     /// Gaps between successive content chunks, microseconds.
     pub gaps_us: Vec<u32>,
     /// Where the counts come from.
@@ -132,6 +167,35 @@ impl RequestRecord {
     /// Sent to last byte, s.
     pub fn e2e_s(&self) -> f64 {
         self.end_ns.saturating_sub(self.sent_ns) as f64 / 1e9
+    }
+
+    /// From the intended start to the last byte, s: what a user would have waited in an open loop.
+    pub fn scheduled_latency_s(&self) -> f64 {
+        self.end_ns.saturating_sub(self.intended_ns) as f64 / 1e9
+    }
+
+    /// From the intended start to the sending, s.
+    pub fn dispatch_delay_s(&self) -> f64 {
+        self.sent_ns.saturating_sub(self.intended_ns) as f64 / 1e9
+    }
+
+    /// Times of the content chunks, ns since the level's start, in order. Empty where the gaps are
+    /// not known (a file of another tool).
+    pub fn chunk_times_ns(&self) -> impl Iterator<Item = u64> + '_ {
+        let gaps = if self.gaps_us.len() as u64 + 1 == self.chunks {
+            &self.gaps_us[..]
+        } else {
+            &[]
+        };
+        let first = self
+            .first_token_ns
+            .filter(|_| self.chunks == gaps.len() as u64 + 1);
+        first.into_iter().flat_map(move |t0| {
+            std::iter::once(t0).chain(gaps.iter().scan(t0, |t, gap| {
+                *t += u64::from(*gap) * 1000;
+                Some(*t)
+            }))
+        })
     }
 
     /// Did it complete?
@@ -176,6 +240,22 @@ pub struct LevelResult {
     pub requested_output_tokens: Option<u64>,
     /// Every request, in the order of sending.
     pub requests: Vec<RequestRecord>,
+    /// Seconds at the level's start that the metrics leave out (`--warmup`).
+    #[serde(default)]
+    pub warmup_s: f64,
+    /// Seconds at the level's end that the metrics leave out (`--cooldown`).
+    #[serde(default)]
+    pub cooldown_s: f64,
+    /// Why the level ended before its last request, where it did (time limit, error limit, cancelled).
+    #[serde(default)]
+    pub stopped: Option<String>,
+    /// What a reader must know to trust the numbers (counts that are not exact, fields the server
+    /// refused), one sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// Fingerprint of the settings this level was measured with; `--resume` compares it.
+    #[serde(default)]
+    pub fingerprint: String,
     /// The client's own health.
     pub client: ClientHealth,
     /// What the server told of itself during the level, by metric name; empty if unknown.
