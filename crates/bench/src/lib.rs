@@ -1,14 +1,46 @@
-//! The load generator: target, data, load shape, clock, records, results.
+//! The load generator: target, data, load shape, clock, records, results. It knows any OpenAI-compatible
+//! server and nothing of ours.
 //!
-//! Reading order: [`record`] (what is known of one request and of one level), [`metrics`] (the numbers
-//! that follow from it, on [`distribution`]).
+//! Reading order: [`config`] and [`profile`] (what a run is to do), [`run`] (the levels of a run), `level`,
+//! `schedule` and `worker` (threads and clients), `client` (one request) on `connect`, `http1`, `sse` and `chunk`
+//! (bytes with their times), [`record`] (what is known of one request and of one level), [`metrics`] (the
+//! numbers that follow from it, on [`distribution`]), [`guidellm`] (the file format).
 
+mod body;
+mod calibrate;
+mod cancel;
+mod chunk;
+mod client;
+mod clock;
+pub mod config;
+mod connect;
 pub mod distribution;
+mod error;
+pub mod guidellm;
+mod health;
+mod http1;
+mod level;
 pub mod metrics;
+mod preflight;
+pub mod profile;
+mod prompts;
 pub mod record;
+mod run;
+mod schedule;
 mod special;
+mod sse;
+pub mod target;
 mod timeline;
+mod worker;
 
+pub use cancel::Cancel;
+pub use config::{BenchConfig, DataConfig, Limits, Phase, PromptFormat, TokenCounter};
 pub use distribution::{DistributionSummary, summarize, summarize_weighted};
+pub use error::BenchError;
+pub use level::{Progress, run_level};
 pub use metrics::{LevelMetrics, Steady};
+pub use preflight::{Prepared, prepare};
+pub use profile::Profile;
 pub use record::{ClientHealth, LevelResult, Outcome, RequestRecord, Strategy, TokenSource};
+pub use run::{Event, run};
+pub use target::{Endpoint, TargetConfig, Timeouts};

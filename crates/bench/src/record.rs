@@ -261,3 +261,27 @@ pub struct LevelResult {
     /// What the server told of itself during the level, by metric name; empty if unknown.
     pub server: std::collections::BTreeMap<String, f64>,
 }
+
+impl LevelResult {
+    /// A level of which nothing is known yet but its load shape.
+    pub fn empty(strategy: Strategy) -> Self {
+        LevelResult {
+            strategy,
+            target: String::new(),
+            model: String::new(),
+            endpoint: String::new(),
+            started_unix: 0.0,
+            duration_s: 0.0,
+            requested_prompt_tokens: None,
+            requested_output_tokens: None,
+            requests: Vec::new(),
+            warmup_s: 0.0,
+            cooldown_s: 0.0,
+            stopped: None,
+            warnings: Vec::new(),
+            fingerprint: String::new(),
+            client: ClientHealth::default(),
+            server: std::collections::BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The bytes of a request: all that does not change is made once, a request adds its prompt.
+
+use serde_json::{Map, Value, json};
+
+use crate::target::{BaseUrl, Endpoint, TargetConfig};
+
+/// Which optional fields the server takes; found out before the first level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BodyShape {
+    /// `ignore_eos`: run on past the end token, so that outputs have exactly `max_tokens`.
+    pub ignore_eos: bool,
+    /// `min_tokens`, the same for servers that know it better.
+    pub min_tokens: bool,
+    /// `stream_options.include_usage`.
+    pub include_usage: bool,
+}
+
+/// A request but for its prompt.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestTemplate {
+    /// Head up to the value of Content-Length.
+    head: Vec<u8>,
+    /// Body before and after the prompt.
+    prefix: &'static [u8],
+    suffix: Vec<u8>,
+}
+
+impl RequestTemplate {
+    /// A streaming request of `output_tokens`, greedy.
+    pub fn new(
+        base: &BaseUrl,
+        config: &TargetConfig,
+        model: &str,
+        output_tokens: u64,
+        shape: BodyShape,
+    ) -> Self {
+        let mut fields = Map::new();
+        fields.insert("model".into(), json!(model));
+        fields.insert("max_tokens".into(), json!(output_tokens));
+        fields.insert("temperature".into(), json!(0));
+        fields.insert("stream".into(), json!(true));
+        if shape.include_usage {
+            fields.insert("stream_options".into(), json!({"include_usage": true}));
+        }
+        if shape.ignore_eos {
+            fields.insert("ignore_eos".into(), json!(true));
+        }
+        if shape.min_tokens {
+            fields.insert("min_tokens".into(), json!(output_tokens));
+        }
+        for (name, value) in &config.extra_body {
+            fields.insert(name.clone(), value.clone());
+        }
+        // `{...}` without its brace follows the prompt.
+        let fields = Value::Object(fields).to_string();
+        let (prefix, close): (&[u8], &str) = match config.endpoint {
+            Endpoint::Completions => (b"{\"prompt\":", ","),
+            Endpoint::ChatCompletions => (b"{\"messages\":[{\"role\":\"user\",\"content\":", "}],"),
+        };
+        let mut head = head_lines(
+            base,
+            config,
+            "POST",
+            &format!("{}{}", base.root, config.endpoint.path()),
+        );
+        head.push_str(
+            "Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: ",
+        );
+        RequestTemplate {
+            head: head.into_bytes(),
+            prefix,
+            suffix: format!("{close}{}", &fields[1..]).into_bytes(),
+        }
+    }
+
+    /// Write the whole request into `wire` (cleared first); `prompt` appends the prompt as JSON.
+    pub fn write(
+        &self,
+        wire: &mut Vec<u8>,
+        scratch: &mut Vec<u8>,
+        prompt: impl FnOnce(&mut Vec<u8>),
+    ) {
+        scratch.clear();
+        prompt(scratch);
+        let length = self.prefix.len() + scratch.len() + self.suffix.len();
+        wire.clear();
+        wire.extend_from_slice(&self.head);
+        wire.extend_from_slice(length.to_string().as_bytes());
+        wire.extend_from_slice(b"\r\n\r\n");
+        wire.extend_from_slice(self.prefix);
+        wire.extend_from_slice(scratch);
+        wire.extend_from_slice(&self.suffix);
+    }
+}
+
+/// Request line, Host, key and the user's headers, without the empty line.
+fn head_lines(base: &BaseUrl, config: &TargetConfig, method: &str, path: &str) -> String {
+    let mut head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: powerband-bench/{}\r\n",
+        base.authority,
+        env!("CARGO_PKG_VERSION")
+    );
+    if let Some(key) = &config.api_key {
+        head.push_str(&format!("Authorization: Bearer {key}\r\n"));
+    }
+    for (name, value) in &config.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head
+}
+
+/// A small request of its own: GET, or POST where there is a body.
+pub(crate) fn plain_request(
+    base: &BaseUrl,
+    config: &TargetConfig,
+    path: &str,
+    body: Option<&Value>,
+) -> Vec<u8> {
+    let method = if body.is_some() { "POST" } else { "GET" };
+    let mut request = head_lines(base, config, method, &format!("{}{path}", base.root));
+    match body {
+        None => request.push_str("\r\n"),
+        Some(body) => {
+            let body = body.to_string();
+            request.push_str(&format!(
+                "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ));
+        }
+    }
+    request.into_bytes()
+}
+
+/// A header that would break the request apart is refused: its problem, if it has one.
+pub(crate) fn header_problem(name: &str, value: &str) -> Option<String> {
+    if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Some(format!("`{name}` is no header name"));
+    }
+    if http::HeaderValue::from_str(value).is_err() {
+        return Some(format!(
+            "the value of `{name}` has characters that a header cannot carry"
+        ));
+    }
+    let own = ["content-length", "transfer-encoding", "connection", "host"];
+    own.iter()
+        .any(|o| name.eq_ignore_ascii_case(o))
+        .then(|| format!("`{name}` is set by the client itself"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(config: &TargetConfig, shape: BodyShape) -> (String, Value) {
+        let base = BaseUrl::parse("http://h:1/base/v1").unwrap();
+        let template = RequestTemplate::new(&base, config, "m\"x", 64, shape);
+        let (mut wire, mut scratch) = (vec![1], vec![2]);
+        template.write(&mut wire, &mut scratch, |out| {
+            out.extend_from_slice(b"\"hello\"")
+        });
+        let text = String::from_utf8(wire).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("Content-Length: {}", body.len())),
+            "{head}"
+        );
+        (head.to_owned(), serde_json::from_str(body).unwrap())
+    }
+
+    const ALL: BodyShape = BodyShape {
+        ignore_eos: true,
+        min_tokens: true,
+        include_usage: true,
+    };
+    const NONE: BodyShape = BodyShape {
+        ignore_eos: false,
+        min_tokens: false,
+        include_usage: false,
+    };
+
+    #[test]
+    fn completions_with_every_field() {
+        let mut config = TargetConfig {
+            api_key: Some("k".into()),
+            ..TargetConfig::default()
+        };
+        config.headers.push(("X-A".into(), "b".into()));
+        config.extra_body.insert("temperature".into(), json!(0.5));
+        let (head, body) = request(&config, ALL);
+        assert!(head.starts_with("POST /base/v1/completions HTTP/1.1\r\nHost: h:1\r\n"));
+        assert!(head.contains("Authorization: Bearer k\r\nX-A: b\r\n"));
+        assert_eq!(
+            body,
+            json!({"prompt": "hello", "model": "m\"x", "max_tokens": 64, "temperature": 0.5, "stream": true,
+                   "stream_options": {"include_usage": true}, "ignore_eos": true, "min_tokens": 64})
+        );
+    }
+
+    #[test]
+    fn chat_with_the_least() {
+        let config = TargetConfig {
+            endpoint: Endpoint::ChatCompletions,
+            ..TargetConfig::default()
+        };
+        let (head, body) = request(&config, NONE);
+        assert!(head.starts_with("POST /base/v1/chat/completions "));
+        assert_eq!(
+            body,
+            json!({"messages": [{"role": "user", "content": "hello"}], "model": "m\"x", "max_tokens": 64,
+                   "temperature": 0, "stream": true})
+        );
+    }
+
+    #[test]
+    fn headers_cannot_break_the_request() {
+        assert!(header_problem("X-A", "fine").is_none());
+        for (name, value) in [
+            ("X-A", "a\r\nEvil: b"),
+            ("X A", "b"),
+            ("Content-Length", "0"),
+        ] {
+            assert!(header_problem(name, value).is_some(), "{name}");
+        }
+    }
+}

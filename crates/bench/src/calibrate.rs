@@ -1,0 +1,317 @@
+//! Making prompts of an exact length without knowing the tokenizer: find out which words cost one token,
+//! and what is there besides them (a BOS, a chat template).
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::chunk::Usage;
+use crate::config::{PromptFormat, TokenCounter};
+use crate::error::BenchError;
+use crate::preflight::Probe;
+use crate::prompts::{OPENING, Prompts, Random, WORDS, sample};
+use crate::target::Endpoint;
+
+/// Fewer words than this would make prompts alike.
+const ENOUGH_WORDS: usize = 16;
+/// Words counted at once.
+const GROUP: usize = 64;
+/// Most prompts that are fitted one by one, where words cost several tokens.
+const MOST_FITTED: u64 = 2000;
+
+/// Who counts the tokens of a text.
+enum Counter {
+    Local(Arc<dyn TokenCounter>),
+    Tokenize,
+    Usage,
+}
+
+impl Counter {
+    /// How many texts may be counted: each is a request, and for `usage` one that computes.
+    fn budget(&self) -> usize {
+        match self {
+            Counter::Local(_) => usize::MAX,
+            Counter::Tokenize => 300,
+            Counter::Usage => 24,
+        }
+    }
+
+    /// Tokens of `text`; `None` if it cannot be told.
+    async fn count(&self, probe: &mut Probe<'_>, text: &str) -> Option<u64> {
+        match self {
+            Counter::Local(tokenizer) => Some(tokenizer.count_prompt(text) as u64),
+            Counter::Tokenize => probe.tokenize(text).await.ok().flatten(),
+            Counter::Usage => {
+                let prompts = Arc::new(Prompts::Fixed(vec![text.to_owned()]));
+                probe.send(&prompts).await.ok().flatten()?.prompt_tokens
+            }
+        }
+    }
+}
+
+/// The run's prompts. `usage`: what the server counted for a prompt of [`OPENING`] alone.
+pub(crate) async fn prompts(
+    probe: &mut Probe<'_>,
+    usage: Option<Usage>,
+    warnings: &mut Vec<String>,
+) -> Result<Prompts, BenchError> {
+    let data = &probe.config.data;
+    let seed = data.seed.unwrap_or_else(fresh_seed);
+    let want = data.prompt_tokens;
+    if let PromptFormat::TokenIds { low, high } = data.format {
+        return Ok(Prompts::TokenIds {
+            count: want as usize,
+            range: (low, high),
+            seed,
+        });
+    }
+    let by_usage = usage.and_then(|u| u.prompt_tokens);
+    let Some((counter, opening)) = choose_counter(probe, by_usage, warnings).await else {
+        warnings.push(
+            "prompt lengths are a guess: the server sends no usage and has no /tokenize, and no tokenizer was given"
+                .into(),
+        );
+        return Ok(Prompts::Words {
+            words: WORDS.to_vec(),
+            count: want.saturating_sub(1) as usize,
+            seed,
+        });
+    };
+    if want < opening {
+        warnings.push(format!(
+            "prompts have {opening} tokens, not {want}: what stands around the text (a BOS, a chat template) needs as many"
+        ));
+    }
+    let words = single_token_words(probe, &counter, opening).await;
+    if words.len() < ENOUGH_WORDS {
+        return fitted(probe, &counter, want, seed, warnings).await;
+    }
+    let mut prompts = Prompts::Words {
+        words,
+        count: want.saturating_sub(opening) as usize,
+        seed,
+    };
+    if want >= opening {
+        verify(
+            probe,
+            &counter,
+            by_usage.is_some(),
+            want,
+            &mut prompts,
+            warnings,
+        )
+        .await;
+    }
+    Ok(prompts)
+}
+
+/// A seed that differs from run to run.
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32)
+}
+
+/// The best counter there is, and its count of [`OPENING`]. What the server's `usage` says is what is
+/// asked for, so where the others disagree with it they are not used.
+async fn choose_counter(
+    probe: &mut Probe<'_>,
+    by_usage: Option<u64>,
+    warnings: &mut Vec<String>,
+) -> Option<(Counter, u64)> {
+    // A chat template is around the text: only `usage` counts it.
+    if probe.config.target.endpoint == Endpoint::Completions {
+        if let Some(tokenizer) = probe.config.tokenizer.clone() {
+            let counter = Counter::Local(tokenizer);
+            if let Some(opening) = counter.count(probe, OPENING).await {
+                if by_usage.is_none_or(|u| u == opening) {
+                    return Some((counter, opening));
+                }
+                warnings.push(format!(
+                    "the local tokenizer counts {opening} tokens where the server's usage counts {}: the server's count is used",
+                    by_usage.unwrap_or(0)
+                ));
+            }
+        }
+        match probe.tokenize(OPENING).await {
+            Ok(Some(opening)) if by_usage.is_none_or(|u| u == opening) => {
+                return Some((Counter::Tokenize, opening));
+            }
+            Ok(_) => {}
+            Err(reason) => warnings.push(format!("{reason}; prompts are counted by usage")),
+        }
+    }
+    by_usage.map(|opening| (Counter::Usage, opening))
+}
+
+/// The words that cost exactly one token behind another word.
+async fn single_token_words(
+    probe: &mut Probe<'_>,
+    counter: &Counter,
+    opening: u64,
+) -> Vec<&'static str> {
+    let mut budget = counter.budget();
+    let mut good = Vec::new();
+    // A group that has a longer word in it is halved until the word stands alone.
+    let mut groups: Vec<&[&'static str]> = WORDS.chunks(GROUP).collect();
+    while let Some(group) = groups.pop() {
+        if budget == 0 {
+            break;
+        }
+        budget -= 1;
+        match counter.count(probe, &sample(group)).await {
+            Some(n) if n == opening + group.len() as u64 => good.extend_from_slice(group),
+            Some(_) if group.len() > 1 => {
+                let (a, b) = group.split_at(group.len() / 2);
+                groups.extend([a, b]);
+            }
+            _ => {}
+        }
+        // Where nothing fits (a tokenizer of characters), halving everything would only cost time.
+        if good.is_empty() && counter.budget().saturating_sub(budget) > 20 {
+            break;
+        }
+    }
+    good.sort_unstable();
+    good
+}
+
+/// Count a real prompt, put a constant difference right, and say so if it stays.
+async fn verify(
+    probe: &mut Probe<'_>,
+    counter: &Counter,
+    by_usage: bool,
+    want: u64,
+    prompts: &mut Prompts,
+    warnings: &mut Vec<String>,
+) {
+    for last in [false, true] {
+        let counted = if by_usage {
+            let sent = Arc::new(prompts.clone());
+            probe
+                .send(&sent)
+                .await
+                .ok()
+                .flatten()
+                .and_then(|u| u.prompt_tokens)
+        } else {
+            counter.count(probe, &prompts.text(u64::MAX)).await
+        };
+        match counted {
+            Some(n) if n == want => return,
+            Some(n) if last => {
+                warnings.push(format!(
+                    "prompts of {want} tokens could not be made exactly: a test prompt has {n}"
+                ));
+            }
+            Some(n) => {
+                if let Prompts::Words { count, .. } = prompts {
+                    *count = (*count as u64 + want).saturating_sub(n) as usize;
+                }
+            }
+            None => {
+                warnings.push(format!("the length of the prompts ({want} tokens) could not be checked: a test prompt was refused"));
+                return;
+            }
+        }
+    }
+}
+
+/// For tokenizers that need several tokens a word: prompts made one by one until each fits.
+async fn fitted(
+    probe: &mut Probe<'_>,
+    counter: &Counter,
+    want: u64,
+    seed: u64,
+    warnings: &mut Vec<String>,
+) -> Result<Prompts, BenchError> {
+    let levels = probe.config.profile.levels() as u64;
+    let needed = match counter {
+        // Each count would be a computed request: a guess and the truth in the records must do.
+        Counter::Usage => 0,
+        _ => probe
+            .config
+            .limits
+            .max_requests
+            .unwrap_or(MOST_FITTED)
+            .saturating_mul(levels)
+            .min(MOST_FITTED),
+    };
+    let all = sample(&WORDS);
+    let per_word = match counter.count(probe, &all).await {
+        Some(n) => (n as f64 / WORDS.len() as f64).max(0.1),
+        None => 1.0,
+    };
+    let mut prompts = Vec::new();
+    for number in 0..needed {
+        match fit(
+            probe,
+            counter,
+            want,
+            per_word,
+            &mut Random::new(seed, number),
+        )
+        .await
+        {
+            Some(prompt) => prompts.push(prompt),
+            None => break,
+        }
+    }
+    if prompts.len() as u64 == needed && needed > 0 {
+        return Ok(Prompts::Fixed(prompts));
+    }
+    warnings.push(format!("prompts have about {want} tokens, not exactly: the model's tokenizer does not take common words as one token each; --prompt-format token-ids is exact"));
+    Ok(Prompts::Words {
+        words: WORDS.to_vec(),
+        count: (want as f64 / per_word) as usize,
+        seed,
+    })
+}
+
+/// One prompt of exactly `want` tokens, or `None` if no try hits it.
+async fn fit(
+    probe: &mut Probe<'_>,
+    counter: &Counter,
+    want: u64,
+    per_word: f64,
+    random: &mut Random,
+) -> Option<String> {
+    let mut word = || WORDS[random.below(WORDS.len() as u64) as usize];
+    let mut text = word().to_owned();
+    let mut filled = 0;
+    for _ in 0..24 {
+        let n = counter.count(probe, &text).await?;
+        if n == want {
+            return Some(text);
+        }
+        if n < want {
+            let missing = want - n;
+            let words = (missing as f64 / per_word) as usize;
+            for _ in 0..words {
+                text.push(' ');
+                text.push_str(word());
+            }
+            if words == 0 {
+                // Less than a word is missing: single letters.
+                (0..missing).for_each(|_| text.push('x'));
+                filled += missing;
+            }
+        } else {
+            // Too long: take off what was too much, in characters of the last words.
+            let excess = ((n - want) as f64 / per_word * 6.0)
+                .ceil()
+                .max((n - want) as f64 * 0.5) as usize;
+            let excess = if filled > 0 {
+                (n - want) as usize
+            } else {
+                excess
+            };
+            filled = 0;
+            text.truncate(text.len().saturating_sub(excess.max(1)));
+            if text.is_empty() {
+                text.push('a');
+            }
+        }
+    }
+    None
+}

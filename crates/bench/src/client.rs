@@ -1,0 +1,365 @@
+//! One client: sends a request, reads its stream, fills the record. Its connection stays open from one
+//! request to the next.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use tokio::time::timeout;
+
+use crate::body::RequestTemplate;
+use crate::chunk::{self, ChunkInfo, Content, Usage};
+use crate::clock::Clock;
+use crate::config::TokenCounter;
+use crate::connect::{Connection, Connector};
+use crate::http1::{Head, ReadError, read_body, read_head};
+use crate::prompts::Prompts;
+use crate::record::{RequestRecord, TokenSource};
+use crate::sse::SseParser;
+use crate::target::Timeouts;
+
+/// Largest body that is not a stream (an error, an answer of a server that does not stream), bytes.
+const MAX_BODY: usize = 16 * 1024 * 1024;
+
+/// Running sums for the display, shared by all clients of a level.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub sent: AtomicU64,
+    pub successful: AtomicU64,
+    pub errored: AtomicU64,
+    pub chunks: AtomicU64,
+    pub output_tokens: AtomicU64,
+    pub total_tokens: AtomicU64,
+    pub ttft_us: AtomicU64,
+    pub itl_us: AtomicU64,
+    /// Requests that `itl_us` sums up.
+    pub itl_requests: AtomicU64,
+}
+
+/// All that clients share.
+pub(crate) struct Shared {
+    pub clock: Clock,
+    pub connector: Connector,
+    pub template: RequestTemplate,
+    pub prompts: Arc<Prompts>,
+    /// Tokens that a prompt is meant to have.
+    pub prompt_tokens: u64,
+    /// Tokens that an answer is meant to have.
+    pub output_tokens: u64,
+    pub timeouts: Timeouts,
+    /// Counts output tokens where the server does not.
+    pub tokenizer: Option<Arc<dyn TokenCounter>>,
+    pub counters: Counters,
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server said no.
+    Status {
+        status: u16,
+        message: String,
+        retry_after: Option<String>,
+    },
+    /// There is no connection to be had.
+    Connect(String),
+    /// Anything else, as a sentence.
+    Broken(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Failure::Status {
+                status,
+                message,
+                retry_after,
+            } => {
+                write!(f, "HTTP {status}")?;
+                if !message.is_empty() {
+                    write!(f, ": {message}")?;
+                }
+                match retry_after {
+                    Some(after) => write!(f, " (Retry-After: {after})"),
+                    None => Ok(()),
+                }
+            }
+            Failure::Connect(reason) | Failure::Broken(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// A client and what it keeps between requests.
+#[derive(Default)]
+pub(crate) struct Client {
+    connection: Option<Connection>,
+    sse: SseParser,
+    wire: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Client {
+    /// Send prompt `number` and read the answer into `record`. Dropping the future in the middle closes
+    /// the connection, which tells the server to stop, and leaves what was measured in the record.
+    pub async fn request(
+        &mut self,
+        shared: &Shared,
+        number: u64,
+        record: &mut RequestRecord,
+    ) -> Result<Option<Usage>, Failure> {
+        shared
+            .template
+            .write(&mut self.wire, &mut self.scratch, |out| {
+                shared.prompts.write_json(number, out)
+            });
+        record.prompt_tokens = shared.prompt_tokens;
+        record.sent_ns = shared.clock.now_ns();
+        let result = match timeout(shared.timeouts.total, self.exchange(shared, record)).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::Broken(format!(
+                "no end of the answer within {} s",
+                shared.timeouts.total.as_secs_f64()
+            ))),
+        };
+        if result.is_err() {
+            record.end_ns = shared.clock.now_ns();
+        }
+        result
+    }
+
+    async fn exchange(
+        &mut self,
+        shared: &Shared,
+        record: &mut RequestRecord,
+    ) -> Result<Option<Usage>, Failure> {
+        let (mut connection, head) = self.answer(shared, record).await?;
+        let usage = if head.status == 200 {
+            self.read_answer(shared, &mut connection, &head, record)
+                .await
+                .map_err(Failure::Broken)?
+        } else {
+            let mut body = Vec::new();
+            // A cut in an error's body does not matter: the status is known.
+            let _ = read_body(&mut connection, &head, |data, _| keep(&mut body, data)).await;
+            return Err(refusal(&head, &body));
+        };
+        record.end_ns = connection.last_read_ns();
+        connection.served += 1;
+        if head.reusable() && connection.unread().is_empty() {
+            self.connection = Some(connection);
+        }
+        Ok(usage)
+    }
+
+    /// Send, and read the head of the answer. A kept connection that the server has meanwhile closed is
+    /// replaced once, as any HTTP client does; that is no error of the request.
+    async fn answer(
+        &mut self,
+        shared: &Shared,
+        record: &mut RequestRecord,
+    ) -> Result<(Connection, Head), Failure> {
+        loop {
+            let mut connection = match self.connection.take() {
+                Some(connection) => connection,
+                None => shared
+                    .connector
+                    .open(shared.clock)
+                    .await
+                    .map_err(Failure::Connect)?,
+            };
+            let kept = connection.served > 0;
+            record.sent_ns = shared.clock.now_ns();
+            if let Err(e) = connection.send(&self.wire).await {
+                if kept {
+                    continue;
+                }
+                return Err(Failure::Broken(format!(
+                    "connection lost while sending: {e}"
+                )));
+            }
+            match timeout(shared.timeouts.first_byte, read_head(&mut connection)).await {
+                Ok(Ok(head)) => return Ok((connection, head)),
+                Ok(Err(ReadError::Stale(_))) if kept => continue,
+                Ok(Err(e)) => return Err(Failure::Broken(e.into_reason())),
+                Err(_) => {
+                    let limit = shared.timeouts.first_byte.as_secs_f64();
+                    return Err(Failure::Broken(format!("no answer within {limit} s")));
+                }
+            }
+        }
+    }
+
+    async fn read_answer(
+        &mut self,
+        shared: &Shared,
+        connection: &mut Connection,
+        head: &Head,
+        record: &mut RequestRecord,
+    ) -> Result<Option<Usage>, String> {
+        let mut answer = Answer::new(shared, record);
+        if head.event_stream {
+            let sse = &mut self.sse;
+            sse.reset();
+            read_body(connection, head, |data, at| {
+                sse.feed(data, |event| answer.event(event, at))
+            })
+            .await?;
+            let at = connection.last_read_ns();
+            sse.finish(|event| answer.event(event, at))?;
+            answer.finish(head.ends_with_connection())
+        } else {
+            // The server does not stream: all tokens come at once, at the end.
+            let mut body = Vec::new();
+            read_body(connection, head, |data, _| keep(&mut body, data)).await?;
+            answer.event(&body, connection.last_read_ns())?;
+            answer.finish(false)
+        }
+    }
+}
+
+/// Collect a body that is not a stream.
+fn keep(body: &mut Vec<u8>, data: &[u8]) -> Result<(), String> {
+    if body.len() + data.len() > MAX_BODY {
+        return Err(format!("a body over {MAX_BODY} bytes"));
+    }
+    body.extend_from_slice(data);
+    Ok(())
+}
+
+/// A status that is not 200, with the server's words.
+fn refusal(head: &Head, body: &[u8]) -> Failure {
+    let message = match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(value) => {
+            chunk::error_text(value.get("error").or(value.get("detail")).unwrap_or(&value))
+        }
+        Err(_) => chunk::excerpt(body),
+    };
+    Failure::Status {
+        status: head.status,
+        message,
+        retry_after: head.retry_after.clone(),
+    }
+}
+
+/// An answer as it comes in.
+struct Answer<'a> {
+    shared: &'a Shared,
+    record: &'a mut RequestRecord,
+    usage: Option<Usage>,
+    /// `[DONE]` or a finish reason was seen.
+    ended: bool,
+    /// Only chunks without visible text so far: they count if nothing else ever comes.
+    blank: bool,
+    /// A last chunk without text, with the finish reason: a token only if `usage` says so.
+    blank_end_ns: Option<u64>,
+    /// The text, where a tokenizer will have to count it.
+    text: Option<String>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(shared: &'a Shared, record: &'a mut RequestRecord) -> Self {
+        // A sane guess, whatever was asked for: the vector grows if need be.
+        record
+            .gaps_us
+            .reserve(shared.output_tokens.min(4096) as usize);
+        Answer {
+            shared,
+            record,
+            usage: None,
+            ended: false,
+            blank: true,
+            blank_end_ns: None,
+            text: shared.tokenizer.is_some().then(String::new),
+        }
+    }
+
+    /// One event of the stream, read from the socket at `at`.
+    fn event(&mut self, data: &[u8], at: u64) -> Result<(), String> {
+        self.record.iterations += 1;
+        if data == b"[DONE]" {
+            self.ended = true;
+            return Ok(());
+        }
+        let ChunkInfo {
+            content,
+            finished,
+            usage,
+            error,
+        } = chunk::parse(data)?;
+        if let Some(error) = error {
+            return Err(format!("the server reported in the stream: {error}"));
+        }
+        self.ended |= finished;
+        self.usage = usage.or(self.usage);
+        if let Some(text) = &mut self.text {
+            chunk::append_text(data, text);
+        }
+        match content {
+            Content::None => {}
+            Content::Blank if finished => self.blank_end_ns = Some(at),
+            Content::Blank if self.blank => self.token(at),
+            Content::Blank => {}
+            Content::Reasoning | Content::Text => {
+                if std::mem::take(&mut self.blank) {
+                    self.record.first_token_ns = None;
+                    self.record.chunks = 0;
+                    self.record.gaps_us.clear();
+                }
+                self.token(at);
+                if content == Content::Text && self.record.first_output_token_ns.is_none() {
+                    self.record.first_output_token_ns = Some(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn token(&mut self, at: u64) {
+        let record = &mut *self.record;
+        match (record.first_token_ns, record.last_token_ns) {
+            // Differences of rounded times, not rounded differences: these do not add up to a drift.
+            (Some(first), Some(last)) => {
+                let gap = (at - first) / 1000 - (last - first) / 1000;
+                record.gaps_us.push(u32::try_from(gap).unwrap_or(u32::MAX));
+            }
+            _ => record.first_token_ns = Some(at),
+        }
+        record.last_token_ns = Some(at);
+        record.chunks += 1;
+        self.shared.counters.chunks.fetch_add(1, Relaxed);
+    }
+
+    /// The body is complete. `must_end`: the framing cannot tell a cut from an end, the stream has to.
+    fn finish(mut self, must_end: bool) -> Result<Option<Usage>, String> {
+        let counted = self.usage.and_then(|u| u.completion_tokens);
+        if let Some(at) = self
+            .blank_end_ns
+            .filter(|_| self.blank && counted.is_some_and(|n| n > self.record.chunks))
+        {
+            self.token(at);
+        }
+        if !self.ended && (must_end || self.usage.is_none()) {
+            return Err("the stream ended before its last chunk".into());
+        }
+        let record = self.record;
+        if record.first_output_token_ns.is_none() && self.blank {
+            record.first_output_token_ns = record.first_token_ns;
+        }
+        if let Some(prompt) = self.usage.and_then(|u| u.prompt_tokens) {
+            record.prompt_tokens = prompt;
+        }
+        record.cached_tokens = self.usage.and_then(|u| u.cached_tokens());
+        (record.output_tokens, record.token_source) = match (counted, &self.shared.tokenizer) {
+            (Some(tokens), _) => (tokens, TokenSource::Usage),
+            (None, Some(tokenizer)) => {
+                let text = self.text.as_deref().unwrap_or_default();
+                (tokenizer.count_output(text) as u64, TokenSource::Tokenizer)
+            }
+            (None, None) => (record.chunks, TokenSource::Chunks),
+        };
+        if record.chunks == 0 && record.output_tokens == 0 {
+            return Err("the answer holds no token".into());
+        }
+        Ok(self.usage)
+    }
+}

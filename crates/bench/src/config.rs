@@ -1,0 +1,336 @@
+//! What a run is to do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::body::header_problem;
+use crate::error::BenchError;
+use crate::profile::Profile;
+use crate::target::{BaseUrl, Endpoint, TargetConfig};
+
+/// A tokenizer on the client, where there is one. None is needed: the server's counts are used then.
+pub trait TokenCounter: Send + Sync {
+    /// Tokens of a prompt as the server would count it, special tokens (a BOS) included.
+    fn count_prompt(&self, text: &str) -> usize;
+    /// Tokens of generated text, without special tokens.
+    fn count_output(&self, text: &str) -> usize;
+}
+
+/// How a prompt is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PromptFormat {
+    /// As text.
+    #[default]
+    Text,
+    /// As an array of token ids from this range (end excluded): exact without any tokenizer.
+    TokenIds {
+        /// Smallest id.
+        low: u32,
+        /// One past the largest.
+        high: u32,
+    },
+}
+
+/// The requests' contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataConfig {
+    /// Tokens of each prompt, as the server's `usage` counts them.
+    pub prompt_tokens: u64,
+    /// Tokens of each answer.
+    pub output_tokens: u64,
+    /// Text or token ids.
+    pub format: PromptFormat,
+    /// Ask the server to run on past its end token, so that answers have exactly `output_tokens`.
+    pub ignore_eos: bool,
+    /// Seed of the prompts; `None` for new ones in each run, so that a server's prefix cache cannot
+    /// know them from the run before.
+    pub seed: Option<u64>,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        DataConfig {
+            prompt_tokens: 128,
+            output_tokens: 64,
+            format: PromptFormat::Text,
+            ignore_eos: true,
+            seed: None,
+        }
+    }
+}
+
+/// When a level ends. At least one of the first two must be given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Requests of a level.
+    pub max_requests: Option<u64>,
+    /// Seconds of a level; requests still in flight then are incomplete.
+    pub max_seconds: Option<f64>,
+    /// Failed requests of a level that end it.
+    pub max_errors: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_requests: Some(100),
+            max_seconds: None,
+            max_errors: None,
+        }
+    }
+}
+
+/// A part of a level at its start or end that the metrics leave out.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum Phase {
+    /// None.
+    #[default]
+    None,
+    /// This many seconds.
+    Seconds(f64),
+    /// This many requests (at the start: until so many have ended; at the end: from when so few were
+    /// still to end).
+    Requests(u64),
+    /// This share of the level's length, 0 to 1.
+    Share(f64),
+}
+
+/// A run.
+#[derive(Clone)]
+pub struct BenchConfig {
+    /// The server.
+    pub target: TargetConfig,
+    /// The levels.
+    pub profile: Profile,
+    /// The requests' contents.
+    pub data: DataConfig,
+    /// When a level ends.
+    pub limits: Limits,
+    /// Left out of the metrics at the start of each level.
+    pub warmup: Phase,
+    /// Left out of the metrics at the end of each level.
+    pub cooldown: Phase,
+    /// Requests sent before the first level and not recorded, so that the server has loaded and
+    /// compiled what it does lazily.
+    pub warmup_requests: u64,
+    /// Where results go, one file a level; nowhere if `None`.
+    pub output_dir: Option<PathBuf>,
+    /// Take levels that `output_dir` already holds, complete and measured with the same settings.
+    pub resume: bool,
+    /// Threads of the client; by the number of streams if `None`.
+    pub workers: Option<usize>,
+    /// A local tokenizer.
+    pub tokenizer: Option<Arc<dyn TokenCounter>>,
+}
+
+impl BenchConfig {
+    /// The default workload (128 + 64 tokens, 100 requests a level) against `url`.
+    pub fn new(url: impl Into<String>, profile: Profile) -> Self {
+        BenchConfig {
+            target: TargetConfig {
+                url: url.into(),
+                ..TargetConfig::default()
+            },
+            profile,
+            data: DataConfig::default(),
+            limits: Limits::default(),
+            warmup: Phase::None,
+            cooldown: Phase::None,
+            warmup_requests: 0,
+            output_dir: None,
+            resume: false,
+            workers: None,
+            tokenizer: None,
+        }
+    }
+
+    /// Find what cannot work before anything is sent.
+    pub(crate) fn check(&self) -> Result<BaseUrl, BenchError> {
+        let base = BaseUrl::parse(&self.target.url)?;
+        for (name, value) in &self.target.headers {
+            if let Some(problem) = header_problem(name, value) {
+                return Err(BenchError::config("--header", problem));
+            }
+        }
+        if let Some(key) = &self.target.api_key
+            && header_problem("Authorization", key).is_some()
+        {
+            return Err(BenchError::config(
+                "--api-key",
+                "has characters that a header cannot carry",
+            ));
+        }
+        self.profile.check()?;
+        let limits = self.limits;
+        if limits.max_requests.is_none() && limits.max_seconds.is_none() {
+            return Err(BenchError::config(
+                "--max-requests",
+                "give this or --max-seconds, or a level would never end",
+            ));
+        }
+        if limits.max_requests == Some(0) {
+            return Err(BenchError::config("--max-requests", "must be at least 1"));
+        }
+        if limits
+            .max_seconds
+            .is_some_and(|s| !(s.is_finite() && s > 0.0 && s < 1e8))
+        {
+            return Err(BenchError::config(
+                "--max-seconds",
+                "must be a positive number of seconds",
+            ));
+        }
+        if limits.max_errors == Some(0) {
+            return Err(BenchError::config("--max-errors", "must be at least 1"));
+        }
+        for (flag, phase) in [("--warmup", self.warmup), ("--cooldown", self.cooldown)] {
+            let fine = match phase {
+                Phase::None | Phase::Requests(_) => true,
+                Phase::Seconds(s) => s.is_finite() && s >= 0.0,
+                Phase::Share(share) => (0.0..1.0).contains(&share),
+            };
+            if !fine {
+                return Err(BenchError::config(
+                    flag,
+                    "must be seconds, a number of requests, or a share below 1",
+                ));
+            }
+        }
+        let data = &self.data;
+        for (flag, tokens) in [
+            ("--prompt-tokens", data.prompt_tokens),
+            ("--output-tokens", data.output_tokens),
+        ] {
+            if !(1..=10_000_000).contains(&tokens) {
+                return Err(BenchError::config(
+                    flag,
+                    format!("{tokens} is not between 1 and 10,000,000"),
+                ));
+            }
+        }
+        if let PromptFormat::TokenIds { low, high } = data.format {
+            if self.target.endpoint == Endpoint::ChatCompletions {
+                return Err(BenchError::config(
+                    "--prompt-format",
+                    "token-ids needs the completions endpoint; a chat takes text",
+                ));
+            }
+            if low >= high {
+                return Err(BenchError::config(
+                    "--prompt-format",
+                    "the range of token ids is empty",
+                ));
+            }
+        }
+        if self.workers == Some(0) {
+            return Err(BenchError::config("--workers", "must be at least 1"));
+        }
+        Ok(base)
+    }
+
+    /// What a level depends on, for `--resume`: results of other settings are measured again.
+    pub(crate) fn fingerprint(
+        &self,
+        target: &str,
+        model: &str,
+        strategy: &crate::Strategy,
+    ) -> String {
+        let number = |v: Option<f64>| v.map_or(Value::Null, |v| json!(v));
+        let phase = |p: Phase| format!("{p:?}");
+        let settings = json!({
+            "target": target,
+            "model": model,
+            "endpoint": self.target.endpoint.path(),
+            "extra_body": self.target.extra_body,
+            "strategy": strategy,
+            "prompt_tokens": self.data.prompt_tokens,
+            "output_tokens": self.data.output_tokens,
+            "format": format!("{:?}", self.data.format),
+            "ignore_eos": self.data.ignore_eos,
+            "max_requests": self.limits.max_requests,
+            "max_seconds": number(self.limits.max_seconds),
+            "max_errors": self.limits.max_errors,
+            "warmup": phase(self.warmup),
+            "cooldown": phase(self.cooldown),
+        });
+        // FNV-1a: stable from release to release, unlike the standard library's hasher.
+        let hash = settings
+            .to_string()
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        format!("{hash:016x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Strategy;
+
+    fn error(change: impl FnOnce(&mut BenchConfig)) -> String {
+        let mut config = BenchConfig::new("http://h", Profile::Synchronous);
+        change(&mut config);
+        config.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn bad_settings_name_their_flag() {
+        assert!(
+            BenchConfig::new("http://h", Profile::Synchronous)
+                .check()
+                .is_ok()
+        );
+        assert!(
+            error(|c| c.limits = Limits {
+                max_requests: None,
+                max_seconds: None,
+                max_errors: None
+            })
+            .starts_with("--max-requests")
+        );
+        assert!(error(|c| c.limits.max_requests = Some(0)).starts_with("--max-requests"));
+        assert!(error(|c| c.limits.max_seconds = Some(f64::NAN)).starts_with("--max-seconds"));
+        assert!(error(|c| c.data.prompt_tokens = 0).starts_with("--prompt-tokens"));
+        assert!(error(|c| c.data.output_tokens = 1 << 40).starts_with("--output-tokens"));
+        assert!(
+            error(|c| c.profile = Profile::Concurrent(vec![1, 0])).starts_with("--concurrency")
+        );
+        assert!(error(|c| c.profile = Profile::Concurrent(vec![])).starts_with("--concurrency"));
+        assert!(
+            error(|c| c.profile = Profile::Constant {
+                rates: vec![-1.0],
+                max_concurrency: None
+            })
+            .starts_with("--rate")
+        );
+        assert!(
+            error(|c| c.target.headers.push(("a b".into(), "c".into()))).starts_with("--header")
+        );
+        assert!(error(|c| c.target.api_key = Some("a\nb".into())).starts_with("--api-key"));
+        assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));
+        assert!(
+            error(|c| {
+                c.data.format = PromptFormat::TokenIds { low: 0, high: 9 };
+                c.target.endpoint = Endpoint::ChatCompletions;
+            })
+            .starts_with("--prompt-format")
+        );
+    }
+
+    #[test]
+    fn the_fingerprint_knows_settings_apart() {
+        let config = BenchConfig::new("http://h", Profile::Synchronous);
+        let of = |c: &BenchConfig, streams| {
+            c.fingerprint("http://h", "m", &Strategy::Concurrent { streams })
+        };
+        assert_eq!(of(&config, 5), of(&config.clone(), 5));
+        assert_ne!(of(&config, 5), of(&config, 6));
+        let mut other = config.clone();
+        other.data.output_tokens = 65;
+        assert_ne!(of(&config, 5), of(&other, 5));
+    }
+}

@@ -1,0 +1,174 @@
+//! Is the client itself the limit? Its threads' CPU time, how late they wake, and how long its clients
+//! lay idle between requests.
+
+use std::time::Duration;
+
+use crate::distribution::summarize;
+use crate::record::{ClientHealth, LevelResult, RequestRecord};
+
+/// A thread that works more than this share of the time cannot be trusted to be on time.
+const BUSY: f64 = 0.85;
+/// Lateness below this (ms) is the scheduler's noise on any shared machine.
+const LAG_FLOOR_MS: f64 = 5.0;
+/// Lateness is too much above this share of the median TTFT.
+const LAG_SHARE: f64 = 0.25;
+/// Clients that spend more than this share of their time between requests do not offer the load asked for.
+const IDLE_SHARE: f64 = 0.05;
+
+/// What one thread of the client knows of itself at the end of a level.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadHealth {
+    /// CPU time it used.
+    pub cpu: Duration,
+    /// How late it woke, ms, each time it was asked.
+    pub lags_ms: Vec<f64>,
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes one timespec, which `time` is, and keeps no pointer to it.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) } != 0;
+    if failed {
+        return Duration::ZERO;
+    }
+    Duration::new(
+        time.tv_sec.max(0) as u64,
+        time.tv_nsec.clamp(0, 999_999_999) as u32,
+    )
+}
+
+/// Judge the client by its threads and by the level that it drove.
+pub(crate) fn judge(level: &LevelResult, threads: &[ThreadHealth]) -> ClientHealth {
+    let wall = level.duration_s.max(1e-9);
+    let shares: Vec<f64> = threads.iter().map(|t| t.cpu.as_secs_f64() / wall).collect();
+    let busiest = shares.iter().copied().fold(0.0, f64::max);
+    let lags: Vec<f64> = threads
+        .iter()
+        .flat_map(|t| t.lags_ms.iter().copied())
+        .collect();
+    let lag_p99 = summarize(&lags).percentiles.p99;
+    let good: Vec<&RequestRecord> = level.requests.iter().filter(|r| r.successful()).collect();
+    let mean = |of: fn(&RequestRecord) -> f64| {
+        good.iter().map(|r| of(r)).sum::<f64>() / good.len().max(1) as f64
+    };
+    let (delay_s, latency_s) = (
+        mean(RequestRecord::dispatch_delay_s),
+        mean(RequestRecord::e2e_s),
+    );
+    let ttft = summarize(&good.iter().filter_map(|r| r.ttft_ms()).collect::<Vec<_>>()).median;
+
+    let mut reasons = Vec::new();
+    // Below this a level is over before CPU time means anything.
+    if busiest > BUSY && wall > 0.05 {
+        reasons.push(format!(
+            "its busiest thread worked {:.0} % of the time",
+            busiest * 100.0
+        ));
+    }
+    if lag_p99 > LAG_FLOOR_MS.max(LAG_SHARE * ttft) && !good.is_empty() {
+        reasons.push(format!(
+            "its event loop woke up to {lag_p99:.1} ms late (p99; median TTFT {ttft:.1} ms)"
+        ));
+    }
+    // A cap on an open loop makes requests wait on purpose: that is the load shape, not the client.
+    let waits_by_design = level.strategy.open_loop() && level.strategy.concurrency().is_some();
+    let idle = delay_s / (delay_s + latency_s).max(1e-9);
+    if idle > IDLE_SHARE && delay_s > 0.001 && !waits_by_design {
+        reasons.push(format!(
+            "requests left {:.1} ms late on average, {:.0} % of their time",
+            delay_s * 1e3,
+            idle * 100.0
+        ));
+    }
+    ClientHealth {
+        cpu_share: shares.iter().sum(),
+        loop_lag_p99_ms: lag_p99,
+        dispatch_delay_mean_ms: delay_s * 1e3,
+        limited: !reasons.is_empty(),
+        reason: reasons.join("; "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Outcome, Strategy};
+
+    fn level(delay_ms: u64) -> LevelResult {
+        let request = RequestRecord {
+            outcome: Outcome::Successful,
+            sent_ns: delay_ms * 1_000_000,
+            first_token_ns: Some((delay_ms + 40) * 1_000_000),
+            end_ns: (delay_ms + 100) * 1_000_000,
+            ..RequestRecord::default()
+        };
+        LevelResult {
+            duration_s: 1.0,
+            requests: vec![request],
+            ..LevelResult::empty(Strategy::Concurrent { streams: 1 })
+        }
+    }
+
+    fn thread(cpu_ms: u64, lag: f64) -> ThreadHealth {
+        ThreadHealth {
+            cpu: Duration::from_millis(cpu_ms),
+            lags_ms: vec![lag; 100],
+        }
+    }
+
+    #[test]
+    fn a_client_at_ease() {
+        let health = judge(&level(0), &[thread(200, 0.3), thread(300, 0.2)]);
+        assert!(!health.limited, "{}", health.reason);
+        assert!((health.cpu_share - 0.5).abs() < 1e-9);
+        assert_eq!(health.loop_lag_p99_ms, 0.3);
+    }
+
+    #[test]
+    fn each_way_to_be_the_limit_is_named() {
+        for (level, threads, words) in [
+            (level(0), [thread(100, 0.1), thread(950, 0.1)], "95 %"),
+            (
+                level(0),
+                [thread(100, 12.0), thread(100, 0.1)],
+                "12.0 ms late",
+            ),
+            (
+                level(50),
+                [thread(100, 0.1), thread(100, 0.1)],
+                "33 % of their time",
+            ),
+        ] {
+            let health = judge(&level, &threads);
+            assert!(
+                health.limited && health.reason.contains(words),
+                "{}",
+                health.reason
+            );
+        }
+        // 6 ms of lag are nothing beside a TTFT of 40 ms.
+        assert!(!judge(&level(0), &[thread(0, 6.0)]).limited);
+        let capped = LevelResult {
+            strategy: Strategy::Constant {
+                rate: 1.0,
+                max_concurrency: Some(1),
+            },
+            ..level(50)
+        };
+        assert!(!judge(&capped, &[]).limited);
+    }
+
+    #[test]
+    fn cpu_time_of_a_thread_grows_with_its_work() {
+        let before = thread_cpu();
+        let mut x = 1u64;
+        while thread_cpu() < before + Duration::from_millis(2) {
+            x = std::hint::black_box(x.wrapping_mul(3));
+        }
+        assert!(thread_cpu() > before);
+    }
+}

@@ -1,0 +1,447 @@
+//! One level: threads, schedule, limits, and the result.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::body::RequestTemplate;
+use crate::cancel::Cancel;
+use crate::client::{Counters, Shared};
+use crate::clock::Clock;
+use crate::config::{Limits, Phase};
+use crate::error::BenchError;
+use crate::health::{self, ThreadHealth};
+use crate::preflight::Prepared;
+use crate::record::{LevelResult, RequestRecord, Strategy, TokenSource};
+use crate::schedule::{Gaps, pace};
+use crate::worker::{Duty, LevelShared, WorkerReport, work};
+
+/// How often the display hears of a level.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often a thread's lateness is measured.
+const PULSE_EVERY: Duration = Duration::from_millis(10);
+/// Streams that one thread carries without being late.
+const STREAMS_PER_THREAD: usize = 512;
+/// Why a level that ran its full time has ended: complete, as far as `--resume` is concerned.
+pub(crate) const TIME_LIMIT: &str = "time limit reached";
+/// Why a level that the user cut off has ended.
+pub(crate) const CANCELLED: &str = "cancelled";
+
+/// A level so far, for a display.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Progress {
+    /// Seconds since the level's start.
+    pub elapsed_s: f64,
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests that completed.
+    pub successful: u64,
+    /// Requests that failed.
+    pub errored: u64,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Requests of the level, where it has a number.
+    pub max_requests: Option<u64>,
+    /// Seconds of the level, where it has a limit.
+    pub max_seconds: Option<f64>,
+    /// Completed requests per second so far.
+    pub requests_per_second: f64,
+    /// Output chunks per second since the last report; a token each on most servers.
+    pub output_tokens_per_second: f64,
+    /// Mean TTFT of the completed requests, ms.
+    pub ttft_ms: f64,
+    /// Mean ITL of the completed requests, ms.
+    pub itl_ms: f64,
+}
+
+/// What to run.
+pub(crate) struct LevelPlan<'a> {
+    pub strategy: Strategy,
+    /// Number of the level in the run.
+    pub number: u64,
+    /// Name, also of its file.
+    pub name: &'a str,
+    pub limits: Limits,
+}
+
+/// Run one level against a prepared server. When `cancel` is raised it ends at once, with what was in
+/// flight as incomplete.
+///
+/// # Errors
+/// Only if threads cannot be started: failed requests are in the result.
+pub async fn run_level(
+    prepared: &Prepared,
+    strategy: Strategy,
+    limits: Limits,
+    cancel: &Cancel,
+    on_progress: impl FnMut(Progress),
+) -> Result<LevelResult, BenchError> {
+    let name = strategy.file_stem();
+    let plan = LevelPlan {
+        strategy,
+        number: 0,
+        name: &name,
+        limits,
+    };
+    run_plan(prepared, plan, cancel, on_progress).await
+}
+
+pub(crate) async fn run_plan(
+    prepared: &Prepared,
+    plan: LevelPlan<'_>,
+    cancel: &Cancel,
+    mut on_progress: impl FnMut(Progress),
+) -> Result<LevelResult, BenchError> {
+    let started = SystemTime::now();
+    let shared = Arc::new(shared(prepared, &plan));
+    // If this future is dropped, the threads must not go on.
+    let _stop_on_drop = StopOnDrop(shared.stop.clone());
+    let threads = Threads::start(prepared, &plan, &shared)?;
+
+    let limit = plan.limits.max_seconds.map(Duration::from_secs_f64);
+    let deadline = tokio::time::sleep(limit.unwrap_or(Duration::from_secs(86_400 * 365)));
+    tokio::pin!(deadline);
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut meter = Meter::default();
+    let reports = threads.reports();
+    tokio::pin!(reports);
+    let reports = loop {
+        tokio::select! {
+            reports = &mut reports => break reports?,
+            () = &mut deadline, if limit.is_some() && !shared.stop.is_cancelled() => shared.stop.stop(TIME_LIMIT),
+            () = cancel.cancelled(), if !shared.stop.is_cancelled() => shared.stop.stop(CANCELLED),
+            _ = ticks.tick() => on_progress(meter.read(&shared, &plan.limits)),
+        }
+    };
+    on_progress(meter.read(&shared, &plan.limits));
+    Ok(result(prepared, plan, &shared, started, reports))
+}
+
+struct StopOnDrop(Cancel);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop(CANCELLED);
+    }
+}
+
+fn shared(prepared: &Prepared, plan: &LevelPlan<'_>) -> LevelShared {
+    let config = &prepared.config;
+    let output_tokens = config.data.output_tokens;
+    let template = RequestTemplate::new(
+        &prepared.base,
+        &config.target,
+        &prepared.model,
+        output_tokens,
+        prepared.shape,
+    );
+    LevelShared {
+        client: Shared {
+            clock: Clock::start(),
+            connector: prepared.connector.clone(),
+            template,
+            prompts: prepared.prompts.clone(),
+            prompt_tokens: config.data.prompt_tokens,
+            output_tokens,
+            timeouts: config.target.timeouts,
+            tokenizer: config.tokenizer.clone(),
+            counters: Counters::default(),
+        },
+        name: plan.name.to_owned(),
+        first_prompt: plan.number << 32,
+        next: AtomicU64::new(0),
+        max_requests: plan.limits.max_requests.unwrap_or(u64::MAX),
+        max_errors: plan.limits.max_errors.unwrap_or(u64::MAX),
+        stop: Cancel::default(),
+    }
+}
+
+/// The threads of a level.
+struct Threads {
+    reports: Vec<oneshot::Receiver<std::io::Result<WorkerReport>>>,
+    done: Arc<AtomicBool>,
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.done.store(true, Relaxed);
+    }
+}
+
+impl Threads {
+    fn start(
+        prepared: &Prepared,
+        plan: &LevelPlan<'_>,
+        shared: &Arc<LevelShared>,
+    ) -> Result<Self, BenchError> {
+        let requests = usize::try_from(shared.max_requests).unwrap_or(usize::MAX);
+        let streams = plan
+            .strategy
+            .concurrency()
+            .map_or(requests.min(STREAMS_PER_THREAD), |c| c.min(requests));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = prepared
+            .config
+            .workers
+            .unwrap_or_else(|| streams.div_ceil(STREAMS_PER_THREAD).min(cores))
+            .clamp(1, streams.max(1));
+        let done = Arc::new(AtomicBool::new(false));
+        let mut threads = Threads {
+            reports: Vec::new(),
+            done: done.clone(),
+        };
+        let (mut pulses, mut queues) = (Vec::new(), Vec::new());
+        for worker in 0..count {
+            let share = streams / count + usize::from(worker < streams % count);
+            let duty = if plan.strategy.open_loop() {
+                let (sender, arrivals) = mpsc::unbounded_channel();
+                queues.push(sender);
+                Duty::Open {
+                    arrivals,
+                    cap: plan.strategy.concurrency().map(|_| share),
+                }
+            } else {
+                Duty::Closed { clients: share }
+            };
+            let (pulse, pulses_in) = mpsc::unbounded_channel();
+            pulses.push(pulse);
+            let (report, report_in) = oneshot::channel();
+            threads.reports.push(report_in);
+            let shared = shared.clone();
+            spawn(&format!("bench-{worker}"), move || {
+                // Nobody listens any more only if the level was dropped.
+                let _ = report.send(work(shared, duty, pulses_in));
+            })?;
+        }
+        spawn("bench-pulse", move || {
+            while !done.load(Relaxed) {
+                // An error means that this worker is through.
+                pulses.retain(|pulse| pulse.send(Instant::now()).is_ok());
+                std::thread::sleep(PULSE_EVERY);
+            }
+        })?;
+        if let Some(gaps) = Gaps::of(&plan.strategy, plan.number) {
+            let shared = shared.clone();
+            let seconds = plan.limits.max_seconds.unwrap_or(f64::INFINITY);
+            spawn("bench-pace", move || pace(&shared, gaps, seconds, &queues))?;
+        }
+        Ok(threads)
+    }
+
+    async fn reports(mut self) -> Result<Vec<WorkerReport>, BenchError> {
+        let mut all = Vec::new();
+        for report in std::mem::take(&mut self.reports) {
+            let lost = |_| std::io::Error::other("a client thread ended early");
+            all.push(
+                report
+                    .await
+                    .map_err(lost)
+                    .and_then(|r| r)
+                    .map_err(BenchError::Threads)?,
+            );
+        }
+        Ok(all)
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), BenchError> {
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
+    thread.map(drop).map_err(BenchError::Threads)
+}
+
+/// Turns counters into rates.
+#[derive(Default)]
+struct Meter {
+    last: Option<(f64, u64)>,
+}
+
+impl Meter {
+    fn read(&mut self, shared: &LevelShared, limits: &Limits) -> Progress {
+        let c = &shared.client.counters;
+        let elapsed_s = shared.client.clock.now_ns() as f64 / 1e9;
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        let (sent, successful, errored, chunks) = (
+            get(&c.sent),
+            get(&c.successful),
+            get(&c.errored),
+            get(&c.chunks),
+        );
+        let (before_s, before) = self.last.replace((elapsed_s, chunks)).unwrap_or((0.0, 0));
+        Progress {
+            elapsed_s,
+            sent,
+            successful,
+            errored,
+            in_flight: sent.saturating_sub(successful + errored),
+            max_requests: limits.max_requests,
+            max_seconds: limits.max_seconds,
+            requests_per_second: successful as f64 / elapsed_s.max(1e-9),
+            output_tokens_per_second: (chunks - before) as f64 / (elapsed_s - before_s).max(1e-9),
+            ttft_ms: get(&c.ttft_us) as f64 / 1e3 / successful.max(1) as f64,
+            itl_ms: get(&c.itl_us) as f64 / 1e3 / get(&c.itl_requests).max(1) as f64,
+        }
+    }
+}
+
+/// Put the threads' records together.
+fn result(
+    prepared: &Prepared,
+    plan: LevelPlan<'_>,
+    shared: &LevelShared,
+    started: SystemTime,
+    reports: Vec<WorkerReport>,
+) -> LevelResult {
+    let config = &prepared.config;
+    let mut requests = Vec::new();
+    let mut threads: Vec<ThreadHealth> = Vec::new();
+    for report in reports {
+        requests.extend(report.records);
+        threads.push(report.health);
+    }
+    requests.sort_by(|a, b| (a.sent_ns, &a.id).cmp(&(b.sent_ns, &b.id)));
+    // The level begins with its first send, not with the start of its threads.
+    let start_ns = requests.first().map_or(0, |r| r.sent_ns);
+    requests.iter_mut().for_each(|r| shift(r, start_ns));
+    let duration_ns = requests.iter().map(|r| r.end_ns).max().unwrap_or(0);
+    let started_unix = started
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64();
+    let mut level = LevelResult {
+        target: prepared.target.clone(),
+        model: prepared.model.clone(),
+        endpoint: config.target.endpoint.path().to_owned(),
+        started_unix: started_unix + start_ns as f64 / 1e9,
+        duration_s: duration_ns as f64 / 1e9,
+        requested_prompt_tokens: Some(config.data.prompt_tokens),
+        requested_output_tokens: Some(config.data.output_tokens),
+        fingerprint: config.fingerprint(&prepared.target, &prepared.model, &plan.strategy),
+        requests,
+        stopped: shared.stop.reason(),
+        ..LevelResult::empty(plan.strategy)
+    };
+    level.warmup_s = phase_s(config.warmup, &level, false);
+    level.cooldown_s = phase_s(config.cooldown, &level, true);
+    level.warnings = prepared.warnings.clone();
+    level
+        .warnings
+        .extend(warnings(&level, config.data.ignore_eos));
+    level.client = health::judge(&level, &threads);
+    level
+}
+
+/// Count a record's times from `start_ns`.
+fn shift(record: &mut RequestRecord, start_ns: u64) {
+    let move_by = |t: &mut u64| *t = t.saturating_sub(start_ns);
+    move_by(&mut record.intended_ns);
+    move_by(&mut record.sent_ns);
+    move_by(&mut record.end_ns);
+    record.first_token_ns.as_mut().map(move_by);
+    record.first_output_token_ns.as_mut().map(move_by);
+    record.last_token_ns.as_mut().map(move_by);
+}
+
+/// Length of a warm-up, or of a cool-down, seconds.
+fn phase_s(phase: Phase, level: &LevelResult, at_end: bool) -> f64 {
+    let duration = level.duration_s;
+    match phase {
+        Phase::None => 0.0,
+        Phase::Seconds(seconds) => seconds.min(duration),
+        Phase::Share(share) => share * duration,
+        Phase::Requests(0) => 0.0,
+        Phase::Requests(n) => {
+            let mut ends: Vec<u64> = level.requests.iter().map(|r| r.end_ns).collect();
+            ends.sort_unstable();
+            let n = (n as usize).min(ends.len());
+            match (n, at_end) {
+                (0, _) => 0.0,
+                (_, false) => ends[n - 1] as f64 / 1e9,
+                (_, true) => duration - ends[ends.len() - n] as f64 / 1e9,
+            }
+        }
+    }
+}
+
+/// What the records themselves say against the numbers.
+fn warnings(level: &LevelResult, exact_output: bool) -> Vec<String> {
+    let good: Vec<&RequestRecord> = level.requests.iter().filter(|r| r.successful()).collect();
+    let mut found = Vec::new();
+    let mut differ = |what: &str, of: fn(&RequestRecord) -> u64, asked: Option<u64>| {
+        let Some(asked) = asked else { return };
+        let others: Vec<u64> = good.iter().map(|r| of(r)).filter(|n| *n != asked).collect();
+        if let (Some(low), Some(high)) = (others.iter().min(), others.iter().max()) {
+            found.push(format!(
+                "{} of {} requests have not {asked} {what} tokens but {low} to {high}",
+                others.len(),
+                good.len()
+            ));
+        }
+    };
+    differ("prompt", |r| r.prompt_tokens, level.requested_prompt_tokens);
+    if exact_output {
+        differ("output", |r| r.output_tokens, level.requested_output_tokens);
+    }
+    if good.iter().any(|r| r.token_source == TokenSource::Chunks) {
+        found.push("the server sends no usage: each chunk is counted as one output token".into());
+    }
+    let prompt: u64 = good.iter().map(|r| r.prompt_tokens).sum();
+    let cached: u64 = good.iter().filter_map(|r| r.cached_tokens).sum();
+    // One block in common is a template; more means that prompts were known.
+    if cached * 4 > prompt && prompt > 0 {
+        found.push(format!(
+            "the server took {:.0} % of the prompt tokens from its prefix cache",
+            100.0 * cached as f64 / prompt as f64
+        ));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_in_seconds_requests_and_shares() {
+        let mut level = LevelResult::empty(Strategy::Synchronous);
+        level.duration_s = 10.0;
+        level.requests = (1..=10)
+            .map(|i| RequestRecord {
+                end_ns: i * 1_000_000_000,
+                ..RequestRecord::default()
+            })
+            .collect();
+        assert_eq!(phase_s(Phase::Seconds(2.5), &level, false), 2.5);
+        assert_eq!(phase_s(Phase::Seconds(99.0), &level, true), 10.0);
+        assert_eq!(phase_s(Phase::Share(0.2), &level, false), 2.0);
+        assert_eq!(phase_s(Phase::Requests(3), &level, false), 3.0);
+        assert_eq!(phase_s(Phase::Requests(3), &level, true), 2.0);
+        assert_eq!(phase_s(Phase::Requests(0), &level, true), 0.0);
+    }
+
+    #[test]
+    fn counts_that_are_not_as_asked_are_told_once() {
+        let mut level = LevelResult::empty(Strategy::Synchronous);
+        level.requested_prompt_tokens = Some(128);
+        level.requested_output_tokens = Some(64);
+        let request = |prompt, output| RequestRecord {
+            outcome: crate::Outcome::Successful,
+            prompt_tokens: prompt,
+            output_tokens: output,
+            cached_tokens: Some(100),
+            token_source: TokenSource::Usage,
+            ..RequestRecord::default()
+        };
+        level.requests = vec![request(128, 64), request(127, 64), request(130, 10)];
+        let told = warnings(&level, true);
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("2 of 3") && told[0].contains("127 to 130"));
+        assert!(told[1].contains("1 of 3") && !told[1].contains("prefix"));
+        assert!(told[2].contains("prefix cache"));
+        assert_eq!(warnings(&level, false).len(), 2);
+    }
+}

@@ -1,0 +1,362 @@
+//! Before the first level: is the server there, which model, which request fields does it take, how long
+//! is a prompt. What cannot work ends here, with a hint, and not as a hundred failed requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::body::{BodyShape, RequestTemplate, plain_request};
+use crate::calibrate;
+use crate::chunk::{Usage, excerpt};
+use crate::client::{Client, Counters, Failure, Shared};
+use crate::clock::Clock;
+use crate::config::{BenchConfig, PromptFormat};
+use crate::connect::Connector;
+use crate::error::BenchError;
+use crate::http1::{read_body, read_head};
+use crate::prompts::Prompts;
+use crate::record::RequestRecord;
+use crate::target::{BaseUrl, Endpoint};
+
+/// How long the server may take for a test request: one token, but perhaps behind a full queue.
+const PROBE_LIMIT: Duration = Duration::from_secs(300);
+/// How long it may take to list its models or to count tokens.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(15);
+/// Largest answer to a lookup, bytes.
+const LOOKUP_BYTES: usize = 16 * 1024 * 1024;
+
+/// A server that was found well, and all that a level needs to load it.
+pub struct Prepared {
+    pub(crate) config: BenchConfig,
+    pub(crate) base: BaseUrl,
+    pub(crate) connector: Connector,
+    pub(crate) shape: BodyShape,
+    pub(crate) prompts: Arc<Prompts>,
+    /// The model asked for, or the first that the server lists.
+    pub model: String,
+    /// The server's base URL, without `/v1`.
+    pub target: String,
+    /// What a reader of the results must know.
+    pub warnings: Vec<String>,
+}
+
+/// Check the server and settle what every request has in common.
+///
+/// # Errors
+/// A setting that cannot work, a server that is not there, does not know the endpoint or the model, wants
+/// a key, or refuses a test request.
+pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
+    let base = config.check()?;
+    let connector = Connector::new(&base, &config.target).await?;
+    let mut probe = Probe {
+        config,
+        base: &base,
+        connector: &connector,
+        model: String::new(),
+        shape: BodyShape {
+            ignore_eos: config.data.ignore_eos,
+            min_tokens: config.data.ignore_eos,
+            include_usage: true,
+        },
+        client: Client::default(),
+        number: u64::MAX,
+    };
+    let mut warnings = Vec::new();
+    let models = probe.models(&mut warnings).await?;
+    probe.model = match (&config.target.model, models.first()) {
+        (Some(asked), _) => asked.clone(),
+        (None, Some(first)) => first.clone(),
+        (None, None) => {
+            return Err(BenchError::config(
+                "--model",
+                format!("{} lists no model: name one", base.display()),
+            ));
+        }
+    };
+    let usage = probe.settle_shape(&models, &mut warnings).await?;
+    let prompts = calibrate::prompts(&mut probe, usage, &mut warnings).await?;
+    let Probe { model, shape, .. } = probe;
+    Ok(Prepared {
+        config: config.clone(),
+        target: base.display(),
+        shape,
+        prompts: Arc::new(prompts),
+        model,
+        warnings,
+        connector,
+        base,
+    })
+}
+
+/// Sends test requests.
+pub(crate) struct Probe<'a> {
+    pub config: &'a BenchConfig,
+    base: &'a BaseUrl,
+    connector: &'a Connector,
+    model: String,
+    shape: BodyShape,
+    client: Client,
+    /// Numbers of test prompts count down, so that they never meet those of a level.
+    number: u64,
+}
+
+#[derive(Deserialize)]
+struct Models {
+    #[serde(default)]
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    id: String,
+}
+
+impl Probe<'_> {
+    /// The models that the server lists; empty (with a warning if that may matter) if it does not say.
+    async fn models(&self, warnings: &mut Vec<String>) -> Result<Vec<String>, BenchError> {
+        let (status, body) =
+            self.lookup("/v1/models", None)
+                .await
+                .map_err(|reason| BenchError::Unreachable {
+                    url: self.base.display(),
+                    reason,
+                })?;
+        let url = format!("{}/v1/models", self.base.display());
+        match status {
+            200 => match serde_json::from_slice::<Models>(&body) {
+                Ok(models) => Ok(models.data.into_iter().map(|m| m.id).collect()),
+                Err(_) => {
+                    warnings.push(format!(
+                        "{url} answers with something else than a list of models"
+                    ));
+                    Ok(Vec::new())
+                }
+            },
+            401 | 403 => Err(BenchError::Unauthorized {
+                url,
+                status,
+                message: excerpt(&body),
+            }),
+            // A gateway may offer the endpoint and no list.
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Send test requests until the server takes one, dropping optional fields that it refuses.
+    async fn settle_shape(
+        &mut self,
+        models: &[String],
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Usage>, BenchError> {
+        let prompts = match self.config.data.format {
+            PromptFormat::Text => Prompts::Fixed(vec![crate::prompts::OPENING.to_owned()]),
+            PromptFormat::TokenIds { low, high } => Prompts::TokenIds {
+                count: 4,
+                range: (low, high),
+                seed: 0,
+            },
+        };
+        let prompts = Arc::new(prompts);
+        let mut dropped: Vec<&str> = Vec::new();
+        let usage = loop {
+            match self.send(&prompts).await {
+                Ok(usage) => break usage,
+                Err(Failure::Status {
+                    status: 400 | 422,
+                    message,
+                    ..
+                }) if self.drop_field(&message, &mut dropped) => {}
+                Err(failure) => return Err(self.explain(failure, models)),
+            }
+        };
+        if !dropped.is_empty() {
+            let exact = if self.config.data.ignore_eos
+                && !self.shape.ignore_eos
+                && !self.shape.min_tokens
+            {
+                ": answers may be shorter than asked for"
+            } else {
+                ""
+            };
+            warnings.push(format!(
+                "the server refuses {}, so requests go without{exact}",
+                dropped.join(", ")
+            ));
+        }
+        if let (Some(asked), false) = (&self.config.target.model, models.is_empty())
+            && !models.contains(asked)
+        {
+            warnings.push(format!(
+                "the server does not list model `{asked}` but answers for it"
+            ));
+        }
+        Ok(usage)
+    }
+
+    /// Drop the optional field that the server's words name, else the next one. False if none is left.
+    fn drop_field(&mut self, message: &str, dropped: &mut Vec<&'static str>) -> bool {
+        let fields = [
+            ("min_tokens", &mut self.shape.min_tokens),
+            ("ignore_eos", &mut self.shape.ignore_eos),
+            ("stream_options", &mut self.shape.include_usage),
+        ];
+        let mut left: Vec<(&'static str, &mut bool)> =
+            fields.into_iter().filter(|(_, on)| **on).collect();
+        let at = left
+            .iter()
+            .position(|(name, _)| message.contains(name))
+            .unwrap_or(0);
+        match left.get_mut(at) {
+            Some((name, on)) => {
+                **on = false;
+                dropped.push(name);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// What a refused test request means.
+    fn explain(&self, failure: Failure, models: &[String]) -> BenchError {
+        let endpoint = self.config.target.endpoint;
+        let url = format!("{}{}", self.base.display(), endpoint.path());
+        let unlisted = !models.is_empty() && !models.contains(&self.model);
+        match failure {
+            Failure::Connect(reason) => BenchError::Unreachable {
+                url: self.base.display(),
+                reason,
+            },
+            Failure::Status {
+                status: status @ (401 | 403),
+                message,
+                ..
+            } => BenchError::Unauthorized {
+                url,
+                status,
+                message,
+            },
+            Failure::Status {
+                status: 400 | 404 | 422,
+                message,
+                ..
+            } if unlisted => BenchError::WrongModel {
+                asked: self.model.clone(),
+                message,
+                available: models.to_vec(),
+            },
+            Failure::Status {
+                status: 404 | 405,
+                message,
+                ..
+            } => BenchError::NoEndpoint {
+                url,
+                message,
+                hint: match endpoint {
+                    Endpoint::Completions => {
+                        "try --endpoint chat, or check the path of --target".into()
+                    }
+                    Endpoint::ChatCompletions => {
+                        "try --endpoint completions, or check the path of --target".into()
+                    }
+                },
+            },
+            other => BenchError::Refused {
+                url,
+                message: other.to_string(),
+            },
+        }
+    }
+
+    /// One request of one output token: its `usage`.
+    pub async fn send(&mut self, prompts: &Arc<Prompts>) -> Result<Option<Usage>, Failure> {
+        let shared = Shared {
+            clock: Clock::start(),
+            connector: self.connector.clone(),
+            template: RequestTemplate::new(
+                self.base,
+                &self.config.target,
+                &self.model,
+                1,
+                self.shape,
+            ),
+            prompts: prompts.clone(),
+            prompt_tokens: 0,
+            output_tokens: 1,
+            timeouts: crate::target::Timeouts {
+                total: self.config.target.timeouts.total.min(PROBE_LIMIT),
+                ..self.config.target.timeouts
+            },
+            tokenizer: None,
+            counters: Counters::default(),
+        };
+        self.number -= 1;
+        // A new connection each: its clock is this request's.
+        self.client = Client::default();
+        self.client
+            .request(&shared, self.number, &mut RequestRecord::default())
+            .await
+    }
+
+    /// Tokens of `text` by the server's `/tokenize`.
+    pub async fn tokenize(&self, text: &str) -> Result<Option<u64>, String> {
+        let body =
+            serde_json::json!({"model": self.model, "prompt": text, "add_special_tokens": true});
+        let (status, answer) = self.lookup("/tokenize", Some(&body)).await?;
+        if status != 200 {
+            return Ok(None);
+        }
+        let unusable = || {
+            format!(
+                "/tokenize answers 200 with something else than tokens ({})",
+                excerpt(&answer)
+            )
+        };
+        let value: Value = serde_json::from_slice(&answer).map_err(|_| unusable())?;
+        let count = value.get("count").and_then(Value::as_u64);
+        let listed = value
+            .get("tokens")
+            .and_then(Value::as_array)
+            .map(|tokens| tokens.len() as u64);
+        // No text has no tokens: an empty list means that the server read another field.
+        count
+            .or(listed)
+            .filter(|n| *n > 0)
+            .map(Some)
+            .ok_or_else(unusable)
+    }
+
+    /// A small request of its own: (status, body).
+    async fn lookup(&self, path: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>), String> {
+        let work = async {
+            let mut connection = self.connector.open(Clock::start()).await?;
+            let request = plain_request(self.base, &self.config.target, path, body);
+            connection
+                .send(&request)
+                .await
+                .map_err(|e| format!("connection lost while sending: {e}"))?;
+            let head = read_head(&mut connection)
+                .await
+                .map_err(|e| e.into_reason())?;
+            let mut answer = Vec::new();
+            read_body(&mut connection, &head, |data, _| {
+                if answer.len() + data.len() > LOOKUP_BYTES {
+                    return Err(format!("the answer of {path} is over {LOOKUP_BYTES} bytes"));
+                }
+                answer.extend_from_slice(data);
+                Ok(())
+            })
+            .await?;
+            Ok((head.status, answer))
+        };
+        match timeout(LOOKUP_LIMIT, work).await {
+            Ok(result) => result,
+            Err(_) => Err(format!(
+                "no answer of {path} within {} s",
+                LOOKUP_LIMIT.as_secs()
+            )),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Which levels a run has. Some profiles choose a level by what the levels before it measured.
+
+use crate::error::BenchError;
+use crate::metrics::LevelMetrics;
+use crate::record::{LevelResult, Strategy};
+
+/// Most streams that are offered where no number is given.
+const DEFAULT_CAP: usize = 512;
+
+/// The levels of a run, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Profile {
+    /// One level, one request after the other.
+    Synchronous,
+    /// A closed loop for each number of clients.
+    Concurrent(Vec<usize>),
+    /// One level, all that `max_concurrency` (512 if `None`) lets through.
+    Throughput {
+        /// Most requests in flight.
+        max_concurrency: Option<usize>,
+    },
+    /// An open loop with even gaps for each rate.
+    Constant {
+        /// Requests per second.
+        rates: Vec<f64>,
+        /// Most requests in flight; later ones wait, and their wait counts.
+        max_concurrency: Option<usize>,
+    },
+    /// An open loop with random gaps for each rate.
+    Poisson {
+        /// Requests per second.
+        rates: Vec<f64>,
+        /// Most requests in flight; later ones wait, and their wait counts.
+        max_concurrency: Option<usize>,
+    },
+    /// Synchronous, throughput, then constant rates evenly between what these two reached.
+    Sweep {
+        /// Levels in all, at least 3.
+        levels: usize,
+        /// Most requests in flight.
+        max_concurrency: Option<usize>,
+    },
+}
+
+impl Profile {
+    /// How many levels there will be.
+    pub fn levels(&self) -> usize {
+        match self {
+            Profile::Synchronous | Profile::Throughput { .. } => 1,
+            Profile::Concurrent(streams) => streams.len(),
+            Profile::Constant { rates, .. } | Profile::Poisson { rates, .. } => rates.len(),
+            Profile::Sweep { levels, .. } => *levels,
+        }
+    }
+
+    /// The next level, given those done; `None` at the end.
+    pub(crate) fn next(&self, done: &[LevelResult]) -> Option<Strategy> {
+        let at = done.len();
+        match self {
+            Profile::Synchronous => (at == 0).then_some(Strategy::Synchronous),
+            Profile::Concurrent(streams) => streams
+                .get(at)
+                .map(|&streams| Strategy::Concurrent { streams }),
+            Profile::Throughput { max_concurrency } => {
+                (at == 0).then_some(throughput(*max_concurrency))
+            }
+            Profile::Constant {
+                rates,
+                max_concurrency,
+            } => rates.get(at).map(|&rate| Strategy::Constant {
+                rate,
+                max_concurrency: *max_concurrency,
+            }),
+            Profile::Poisson {
+                rates,
+                max_concurrency,
+            } => rates.get(at).map(|&rate| Strategy::Poisson {
+                rate,
+                max_concurrency: *max_concurrency,
+            }),
+            Profile::Sweep {
+                levels,
+                max_concurrency,
+            } => match at {
+                0 => Some(Strategy::Synchronous),
+                1 => Some(throughput(*max_concurrency)),
+                _ if at < *levels => {
+                    let rate = |i: usize| LevelMetrics::of(&done[i]).requests_per_second;
+                    let (low, high) = (rate(0).min(rate(1)), rate(0).max(rate(1)));
+                    let step = (at - 1) as f64 / (levels - 1) as f64;
+                    // To three digits: the rate is part of a file name.
+                    let rate = low + (high - low) * step;
+                    let digits = 10f64.powf(2.0 - rate.max(1e-9).log10().floor());
+                    let rate = (rate * digits).round() / digits;
+                    (rate > 0.0).then_some(Strategy::Constant {
+                        rate,
+                        max_concurrency: *max_concurrency,
+                    })
+                }
+                _ => None,
+            },
+        }
+    }
+
+    /// Find values that make no sense.
+    pub(crate) fn check(&self) -> Result<(), BenchError> {
+        let cap = |cap: &Option<usize>| match cap {
+            Some(0) => Err(BenchError::config(
+                "--max-concurrency",
+                "must be at least 1",
+            )),
+            _ => Ok(()),
+        };
+        match self {
+            Profile::Synchronous => Ok(()),
+            Profile::Concurrent(streams) => {
+                if streams.is_empty() || streams.iter().any(|s| !(1..=100_000).contains(s)) {
+                    return Err(BenchError::config(
+                        "--concurrency",
+                        "give numbers of clients between 1 and 100,000, as in 1,5,10",
+                    ));
+                }
+                Ok(())
+            }
+            Profile::Throughput { max_concurrency } => cap(max_concurrency),
+            Profile::Constant {
+                rates,
+                max_concurrency,
+            }
+            | Profile::Poisson {
+                rates,
+                max_concurrency,
+            } => {
+                if rates.is_empty()
+                    || rates
+                        .iter()
+                        .any(|r| !(r.is_finite() && *r > 0.0 && *r <= 1e6))
+                {
+                    return Err(BenchError::config(
+                        "--rate",
+                        "give requests per second above 0, as in 1,2.5,10",
+                    ));
+                }
+                cap(max_concurrency)
+            }
+            Profile::Sweep {
+                levels,
+                max_concurrency,
+            } => {
+                if !(3..=100).contains(levels) {
+                    return Err(BenchError::config(
+                        "--sweep-levels",
+                        "must be between 3 and 100",
+                    ));
+                }
+                cap(max_concurrency)
+            }
+        }
+    }
+}
+
+fn throughput(max_concurrency: Option<usize>) -> Strategy {
+    Strategy::Throughput {
+        max_concurrency: Some(max_concurrency.unwrap_or(DEFAULT_CAP)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::RequestRecord;
+
+    fn level(requests_in_10_s: u64) -> LevelResult {
+        let requests = (1..=requests_in_10_s).map(|i| RequestRecord {
+            outcome: crate::Outcome::Successful,
+            end_ns: i * 10_000_000_000 / requests_in_10_s,
+            ..RequestRecord::default()
+        });
+        LevelResult {
+            duration_s: 10.0,
+            requests: requests.collect(),
+            ..LevelResult::empty(Strategy::Synchronous)
+        }
+    }
+
+    #[test]
+    fn a_sweep_goes_between_the_two_ends() {
+        let sweep = Profile::Sweep {
+            levels: 5,
+            max_concurrency: Some(9),
+        };
+        let mut done = vec![];
+        assert_eq!(sweep.next(&done), Some(Strategy::Synchronous));
+        done.push(level(10));
+        assert_eq!(
+            sweep.next(&done),
+            Some(Strategy::Throughput {
+                max_concurrency: Some(9)
+            })
+        );
+        done.push(level(50));
+        let mut rates = vec![];
+        while let Some(Strategy::Constant { rate, .. }) = sweep.next(&done) {
+            rates.push(rate);
+            done.push(level(1));
+        }
+        assert_eq!(rates, [2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn lists_are_taken_in_order() {
+        let profile = Profile::Concurrent(vec![1, 5]);
+        assert_eq!(profile.next(&[]), Some(Strategy::Concurrent { streams: 1 }));
+        assert_eq!(
+            profile.next(&[level(1)]),
+            Some(Strategy::Concurrent { streams: 5 })
+        );
+        assert_eq!(profile.next(&[level(1), level(1)]), None);
+        assert_eq!(profile.levels(), 2);
+    }
+}

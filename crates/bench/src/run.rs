@@ -1,0 +1,276 @@
+//! A run: the levels of a profile, one after the other, each written as soon as it is finished.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use crate::cancel::Cancel;
+use crate::config::{BenchConfig, Limits};
+use crate::error::BenchError;
+use crate::guidellm;
+use crate::level::{CANCELLED, LevelPlan, Progress, TIME_LIMIT, run_plan};
+use crate::metrics::LevelMetrics;
+use crate::preflight::{Prepared, prepare};
+use crate::record::{LevelResult, Outcome, Strategy};
+
+/// What happens in a run, for a display.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The server was found well.
+    Prepared {
+        /// Its base URL.
+        target: &'a str,
+        /// Model.
+        model: &'a str,
+        /// Levels to come.
+        levels: usize,
+        /// What a reader of the results must know.
+        warnings: &'a [String],
+    },
+    /// Requests that are not recorded are being sent.
+    WarmingUp {
+        /// How many.
+        requests: u64,
+    },
+    /// A level begins.
+    LevelStarted {
+        /// Its number, from 0.
+        index: usize,
+        /// Load shape.
+        strategy: &'a Strategy,
+    },
+    /// A level goes on; about five times a second.
+    Progress {
+        /// Its number, from 0.
+        index: usize,
+        /// Load shape.
+        strategy: &'a Strategy,
+        /// So far.
+        progress: Progress,
+    },
+    /// A level is finished and its file, if any, written.
+    LevelFinished {
+        /// Its number, from 0.
+        index: usize,
+        /// All that was measured.
+        result: &'a LevelResult,
+        /// The numbers.
+        metrics: &'a LevelMetrics,
+        /// Its file.
+        path: Option<&'a Path>,
+    },
+    /// A level was found complete in its file (`--resume`).
+    LevelSkipped {
+        /// Its number, from 0.
+        index: usize,
+        /// All that was measured then.
+        result: &'a LevelResult,
+        /// The numbers.
+        metrics: &'a LevelMetrics,
+        /// Its file.
+        path: &'a Path,
+    },
+    /// The level that was running when the run was cancelled is dropped.
+    LevelDropped {
+        /// Its number, from 0.
+        index: usize,
+        /// Load shape.
+        strategy: &'a Strategy,
+    },
+}
+
+/// Run all levels. When `cancel` is raised, the levels finished so far are returned.
+///
+/// # Errors
+/// What [`prepare`] finds, a file that cannot be written, or a level of which every request failed (its
+/// file is written). Files of finished levels are complete in each case.
+pub async fn run(
+    config: &BenchConfig,
+    mut events: impl FnMut(Event<'_>),
+    cancel: &Cancel,
+) -> Result<Vec<LevelResult>, BenchError> {
+    raise_open_files();
+    let directory = config.output_dir.as_deref();
+    if let Some(directory) = directory {
+        std::fs::create_dir_all(directory).map_err(|source| BenchError::Write {
+            path: directory.to_owned(),
+            source,
+        })?;
+    }
+    let prepared = tokio::select! {
+        prepared = prepare(config) => prepared?,
+        () = cancel.cancelled() => return Ok(Vec::new()),
+    };
+    events(Event::Prepared {
+        target: &prepared.target,
+        model: &prepared.model,
+        levels: config.profile.levels(),
+        warnings: &prepared.warnings,
+    });
+    let mut done: Vec<LevelResult> = Vec::new();
+    let mut names = HashSet::new();
+    let mut warm = config.warmup_requests == 0;
+    while let Some(strategy) = config.profile.next(&done) {
+        if cancel.is_cancelled() {
+            break;
+        }
+        let index = done.len();
+        let name = free_name(&mut names, &strategy);
+        let path = directory.map(|d| d.join(format!("{name}.json")));
+        if let (true, Some(path)) = (config.resume, &path)
+            && let Some(result) = finished_before(
+                path,
+                &config.fingerprint(&prepared.target, &prepared.model, &strategy),
+            )
+        {
+            let metrics = LevelMetrics::of(&result);
+            events(Event::LevelSkipped {
+                index,
+                result: &result,
+                metrics: &metrics,
+                path,
+            });
+            done.push(result);
+            continue;
+        }
+        if !std::mem::replace(&mut warm, true) {
+            warm_up(
+                &prepared,
+                &strategy,
+                config.warmup_requests,
+                &mut events,
+                cancel,
+            )
+            .await?;
+        }
+        events(Event::LevelStarted {
+            index,
+            strategy: &strategy,
+        });
+        let plan = LevelPlan {
+            strategy: strategy.clone(),
+            number: index as u64,
+            name: &name,
+            limits: config.limits,
+        };
+        let on_progress = |progress| {
+            events(Event::Progress {
+                index,
+                strategy: &strategy,
+                progress,
+            })
+        };
+        let result = run_plan(&prepared, plan, cancel, on_progress).await?;
+        if result.stopped.as_deref() == Some(CANCELLED) {
+            events(Event::LevelDropped {
+                index,
+                strategy: &strategy,
+            });
+            break;
+        }
+        if let Some(path) = &path {
+            guidellm::write(path, &result)?;
+        }
+        let metrics = LevelMetrics::of(&result);
+        events(Event::LevelFinished {
+            index,
+            result: &result,
+            metrics: &metrics,
+            path: path.as_deref(),
+        });
+        let failed = all_failed(&result, &name);
+        done.push(result);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+    }
+    Ok(done)
+}
+
+/// The level's name, made different where a run has two levels of one shape.
+fn free_name(names: &mut HashSet<String>, strategy: &Strategy) -> String {
+    let stem = strategy.file_stem();
+    let mut name = stem.clone();
+    let mut copy = 2;
+    while !names.insert(name.clone()) {
+        name = format!("{stem}-{copy}");
+        copy += 1;
+    }
+    name
+}
+
+/// A level that an earlier run has finished, with the same settings.
+fn finished_before(path: &Path, fingerprint: &str) -> Option<LevelResult> {
+    let level = guidellm::read(path).ok()?.into_iter().next()?;
+    let complete = level
+        .stopped
+        .as_deref()
+        .is_none_or(|reason| reason == TIME_LIMIT);
+    let any = level.requests.iter().any(|r| r.successful());
+    (complete && any && level.fingerprint == fingerprint).then_some(level)
+}
+
+/// Send requests that are not recorded, at the first level's shape but never an open loop's.
+async fn warm_up(
+    prepared: &Prepared,
+    first: &Strategy,
+    requests: u64,
+    events: &mut impl FnMut(Event<'_>),
+    cancel: &Cancel,
+) -> Result<(), BenchError> {
+    events(Event::WarmingUp { requests });
+    let streams = first.concurrency().unwrap_or(1).clamp(1, 64);
+    let plan = LevelPlan {
+        strategy: Strategy::Concurrent { streams },
+        // Its prompts must not come again.
+        number: u64::from(u32::MAX) >> 1,
+        name: "warm-up",
+        limits: Limits {
+            max_requests: Some(requests),
+            max_seconds: None,
+            max_errors: None,
+        },
+    };
+    run_plan(prepared, plan, cancel, |_| {}).await.map(drop)
+}
+
+/// If no request came through and some failed: the reason that most of them gave.
+fn all_failed(level: &LevelResult, name: &str) -> Option<BenchError> {
+    if level.requests.iter().any(|r| r.successful()) {
+        return None;
+    }
+    let mut reasons: Vec<&str> = level
+        .requests
+        .iter()
+        .filter_map(|r| match &r.outcome {
+            Outcome::Errored(reason) => Some(reason.as_str()),
+            _ => None,
+        })
+        .collect();
+    reasons.sort_unstable();
+    let most = reasons
+        .chunk_by(|a, b| a == b)
+        .max_by_key(|same| same.len())?;
+    Some(BenchError::AllFailed {
+        level: name.to_owned(),
+        requests: level.requests.len(),
+        reason: most[0].to_owned(),
+    })
+}
+
+/// Let this process hold as many connections as the system allows it: the usual soft limit of 1,024
+/// open files would end a level of 1,000 streams.
+fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the calls read and write one rlimit, which `limit` is, and keep no pointer to it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max
+        {
+            limit.rlim_cur = limit.rlim_max.min(1 << 20);
+            // If the system says no, connections will fail with a reason that names the limit.
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Where requests go: address, endpoint, key, headers, time limits.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::BenchError;
+
+/// Which of the server's endpoints is loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Endpoint {
+    /// `/v1/completions`: the prompt is what is counted, no template around it.
+    #[default]
+    #[serde(rename = "/v1/completions")]
+    Completions,
+    /// `/v1/chat/completions`: the prompt is a user message in the model's chat template.
+    #[serde(rename = "/v1/chat/completions")]
+    ChatCompletions,
+}
+
+impl Endpoint {
+    /// Its path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Endpoint::Completions => "/v1/completions",
+            Endpoint::ChatCompletions => "/v1/chat/completions",
+        }
+    }
+
+    /// Read the short (`completions`, `chat`) or the long name (`/v1/chat/completions`).
+    pub fn parse(name: &str) -> Option<Self> {
+        match name.trim_start_matches('/').trim_start_matches("v1/") {
+            "completions" => Some(Endpoint::Completions),
+            "chat" | "chat/completions" => Some(Endpoint::ChatCompletions),
+            _ => None,
+        }
+    }
+}
+
+/// Time limits of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the connection to stand.
+    pub connect: Duration,
+    /// From sending to the first byte of the answer.
+    pub first_byte: Duration,
+    /// From sending to the last byte.
+    pub total: Duration,
+}
+
+impl Default for Timeouts {
+    /// 5 s to connect; an hour for the answer, since an overloaded server is what we measure.
+    fn default() -> Self {
+        Timeouts {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(3600),
+            total: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// The server under load, as the user describes it.
+#[derive(Debug, Clone, Default)]
+pub struct TargetConfig {
+    /// `http(s)://host[:port][/path]`, with or without `/v1` at the end.
+    pub url: String,
+    /// Model; the server's first one if `None`.
+    pub model: Option<String>,
+    /// Endpoint.
+    pub endpoint: Endpoint,
+    /// Key, sent as a bearer token.
+    pub api_key: Option<String>,
+    /// Extra headers.
+    pub headers: Vec<(String, String)>,
+    /// Extra fields of each request's body; they win over ours.
+    pub extra_body: serde_json::Map<String, serde_json::Value>,
+    /// PEM file of certificate authorities to trust besides the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// Time limits.
+    pub timeouts: Timeouts,
+}
+
+/// A parsed base URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BaseUrl {
+    /// Over TLS?
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Value of the Host header.
+    pub authority: String,
+    /// Path before `/v1`, without a slash at the end; often empty.
+    pub root: String,
+}
+
+impl BaseUrl {
+    /// Parse `--target`.
+    pub fn parse(url: &str) -> Result<Self, BenchError> {
+        let problem = |text: &str| {
+            BenchError::config(
+                "--target",
+                format!("`{url}` {text}; it should look like http://127.0.0.1:8000"),
+            )
+        };
+        let uri: http::Uri = url
+            .trim()
+            .parse()
+            .map_err(|e| problem(&format!("is not a URL ({e})")))?;
+        let tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            Some(other) => return Err(problem(&format!("has the scheme `{other}`"))),
+            None => return Err(problem("has no http:// or https:// in front")),
+        };
+        let authority = uri.authority().ok_or_else(|| problem("names no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(problem(
+                "carries a user name: pass a key with --api-key instead",
+            ));
+        }
+        if uri.query().is_some() {
+            return Err(problem("has a query"));
+        }
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        if host.is_empty() {
+            return Err(problem("names no host"));
+        }
+        let path = uri.path().trim_end_matches('/');
+        Ok(BaseUrl {
+            tls,
+            host,
+            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            authority: authority.as_str().to_owned(),
+            root: path.strip_suffix("/v1").unwrap_or(path).to_owned(),
+        })
+    }
+
+    /// The address again, without `/v1`.
+    pub fn display(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}{}", self.authority, self.root)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_or_without_v1() {
+        for url in [
+            "http://h:8000",
+            "http://h:8000/",
+            "http://h:8000/v1",
+            "http://h:8000/v1/",
+        ] {
+            let base = BaseUrl::parse(url).unwrap();
+            assert_eq!(base.display(), "http://h:8000", "{url}");
+            assert_eq!(
+                (base.host.as_str(), base.port, base.tls),
+                ("h", 8000, false)
+            );
+        }
+        let base = BaseUrl::parse("https://api.example.org/openai/v1").unwrap();
+        assert_eq!(
+            (base.port, base.tls, base.root.as_str()),
+            (443, true, "/openai")
+        );
+        let base = BaseUrl::parse("http://[::1]:8000/v1").unwrap();
+        assert_eq!(
+            (base.host.as_str(), base.authority.as_str()),
+            ("::1", "[::1]:8000")
+        );
+    }
+
+    #[test]
+    fn bad_urls_say_what_is_wrong() {
+        for (url, words) in [
+            ("127.0.0.1:8000", "http://"),
+            ("localhost", "http://"),
+            ("ftp://h", "scheme `ftp`"),
+            ("http://", "--target"),
+            ("http://u:p@h/", "--api-key"),
+            ("http://h/?a=b", "query"),
+            ("", "--target"),
+        ] {
+            let error = BaseUrl::parse(url).unwrap_err().to_string();
+            assert!(error.contains(words), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn endpoint_names() {
+        assert_eq!(Endpoint::parse("chat"), Some(Endpoint::ChatCompletions));
+        assert_eq!(
+            Endpoint::parse("/v1/completions"),
+            Some(Endpoint::Completions)
+        );
+        assert_eq!(Endpoint::parse("embeddings"), None);
+    }
+}

@@ -1,0 +1,254 @@
+//! The threads that send. Each has a runtime of its own, so that nothing else in the process (a server
+//! under test, a display) delays a read, and so that its CPU time is the client's and nobody else's.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::cancel::Cancel;
+use crate::client::{Client, Shared};
+use crate::health::{ThreadHealth, thread_cpu};
+use crate::record::{Outcome, RequestRecord};
+
+/// A level as its threads see it.
+pub(crate) struct LevelShared {
+    pub client: Shared,
+    /// Name of the level, the first part of its requests' ids.
+    pub name: String,
+    /// Added to a request's index: no two levels send the same prompt.
+    pub first_prompt: u64,
+    /// Index of the next request of a closed loop.
+    pub next: AtomicU64,
+    /// Requests of the level.
+    pub max_requests: u64,
+    /// Failures that end it.
+    pub max_errors: u64,
+    /// Raised when the level must end now.
+    pub stop: Cancel,
+}
+
+/// A request that is due.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival {
+    pub index: u64,
+    pub intended_ns: u64,
+}
+
+/// What a thread does.
+pub(crate) enum Duty {
+    /// This many clients that send one request after the other.
+    Closed { clients: usize },
+    /// Requests as they come due, at most `cap` at once.
+    Open {
+        arrivals: mpsc::UnboundedReceiver<Arrival>,
+        cap: Option<usize>,
+    },
+}
+
+/// What a thread has at the end.
+pub(crate) struct WorkerReport {
+    pub records: Vec<RequestRecord>,
+    pub health: ThreadHealth,
+}
+
+/// The body of a worker thread. `pulse` brings instants, each sent the moment it names.
+pub(crate) fn work(
+    shared: Arc<LevelShared>,
+    duty: Duty,
+    pulse: mpsc::UnboundedReceiver<Instant>,
+) -> std::io::Result<WorkerReport> {
+    let cpu_before = thread_cpu();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let lags = Arc::new(Mutex::new(Vec::new()));
+    let records = runtime.block_on(async {
+        tokio::spawn(note_lags(pulse, lags.clone()));
+        match duty {
+            Duty::Closed { clients } => closed_loop(shared, clients).await,
+            Duty::Open { arrivals, cap } => open_loop(shared, arrivals, cap).await,
+        }
+    });
+    let lags_ms = std::mem::take(&mut *lock(&lags));
+    Ok(WorkerReport {
+        records,
+        health: ThreadHealth {
+            cpu: thread_cpu().saturating_sub(cpu_before),
+            lags_ms,
+        },
+    })
+}
+
+/// Note how long after its sending each pulse is seen, ms.
+async fn note_lags(mut pulse: mpsc::UnboundedReceiver<Instant>, lags: Arc<Mutex<Vec<f64>>>) {
+    while let Some(sent) = pulse.recv().await {
+        lock(&lags).push(sent.elapsed().as_secs_f64() * 1e3);
+    }
+}
+
+async fn closed_loop(shared: Arc<LevelShared>, clients: usize) -> Vec<RequestRecord> {
+    let mut tasks = JoinSet::new();
+    for _ in 0..clients {
+        tasks.spawn(closed_client(shared.clone()));
+    }
+    let mut records = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        records.extend(done.unwrap_or_default());
+    }
+    records
+}
+
+/// Send, and send again when the answer is through, until the level's requests are given out.
+async fn closed_client(shared: Arc<LevelShared>) -> Vec<RequestRecord> {
+    let mut client = Client::default();
+    let mut records = Vec::new();
+    // Free from the level's start on; later from the end of the request before.
+    let mut intended_ns = 0;
+    let stop = shared.stop.clone();
+    let mut stopped = std::pin::pin!(stop.cancelled());
+    while !shared.stop.is_cancelled() {
+        let index = shared.next.fetch_add(1, Relaxed);
+        if index >= shared.max_requests {
+            break;
+        }
+        let record = perform(
+            &shared,
+            &mut client,
+            Arrival { index, intended_ns },
+            stopped.as_mut(),
+        )
+        .await;
+        intended_ns = record.end_ns;
+        records.push(record);
+    }
+    records
+}
+
+async fn open_loop(
+    shared: Arc<LevelShared>,
+    mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+    cap: Option<usize>,
+) -> Vec<RequestRecord> {
+    let permits = Arc::new(Semaphore::new(cap.unwrap_or(Semaphore::MAX_PERMITS)));
+    let records = Arc::new(Mutex::new(Vec::new()));
+    let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            // Finished tasks are taken off, or they would pile up until the end.
+            Some(_) = tasks.join_next() => {}
+            arrival = arrivals.recv() => {
+                let Some(arrival) = arrival else { break };
+                let (shared, permits) = (shared.clone(), permits.clone());
+                let (records, idle) = (records.clone(), idle.clone());
+                tasks.spawn(async move {
+                    let stop = shared.stop.clone();
+                    let mut stopped = std::pin::pin!(stop.cancelled());
+                    // In the order of arrival: the semaphore is fair.
+                    let permit = tokio::select! {
+                        biased;
+                        permit = permits.acquire() => permit.ok(),
+                        () = stopped.as_mut() => None,
+                    };
+                    let record = if permit.is_some() {
+                        let mut client = lock(&idle).pop().unwrap_or_default();
+                        let record = perform(&shared, &mut client, arrival, stopped).await;
+                        lock(&idle).push(client);
+                        record
+                    } else {
+                        never_sent(&shared, arrival)
+                    };
+                    lock(&records).push(record);
+                });
+            }
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    std::mem::take(&mut *lock(&records))
+}
+
+/// Nothing that holds these locks can panic; if it did, the data would still be whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn new_record(shared: &LevelShared, arrival: Arrival) -> RequestRecord {
+    RequestRecord {
+        id: format!("{}-{}", shared.name, arrival.index),
+        intended_ns: arrival.intended_ns,
+        ..RequestRecord::default()
+    }
+}
+
+/// Why a request that the level's end cut off is incomplete.
+fn cut_off(shared: &LevelShared) -> Outcome {
+    Outcome::Incomplete(shared.stop.reason().unwrap_or_default())
+}
+
+/// A request that the level's end found still waiting for its turn.
+fn never_sent(shared: &LevelShared, arrival: Arrival) -> RequestRecord {
+    let now = shared.client.clock.now_ns();
+    RequestRecord {
+        outcome: cut_off(shared),
+        sent_ns: now,
+        end_ns: now,
+        ..new_record(shared, arrival)
+    }
+}
+
+/// One request from its due time to its outcome.
+async fn perform(
+    shared: &LevelShared,
+    client: &mut Client,
+    arrival: Arrival,
+    stopped: std::pin::Pin<&mut impl Future<Output = ()>>,
+) -> RequestRecord {
+    let counters = &shared.client.counters;
+    let mut record = new_record(shared, arrival);
+    counters.sent.fetch_add(1, Relaxed);
+    let number = shared.first_prompt + arrival.index;
+    let finished = tokio::select! {
+        biased;
+        result = client.request(&shared.client, number, &mut record) => Some(result),
+        () = stopped => None,
+    };
+    match finished {
+        Some(Ok(_)) => {
+            record.outcome = Outcome::Successful;
+            counters.successful.fetch_add(1, Relaxed);
+            counters
+                .output_tokens
+                .fetch_add(record.output_tokens, Relaxed);
+            counters
+                .total_tokens
+                .fetch_add(record.output_tokens + record.prompt_tokens, Relaxed);
+            counters
+                .ttft_us
+                .fetch_add((record.ttft_ms().unwrap_or(0.0) * 1e3) as u64, Relaxed);
+            if let Some(itl) = record.itl_ms() {
+                counters.itl_us.fetch_add((itl * 1e3) as u64, Relaxed);
+                counters.itl_requests.fetch_add(1, Relaxed);
+            }
+        }
+        Some(Err(failure)) => {
+            record.outcome = Outcome::Errored(failure.to_string());
+            if counters.errored.fetch_add(1, Relaxed) + 1 >= shared.max_errors {
+                shared
+                    .stop
+                    .stop(&format!("error limit ({}) reached", shared.max_errors));
+            }
+            // A failed request's tokens are what came of it.
+            record.output_tokens = record.chunks;
+        }
+        None => {
+            *client = Client::default();
+            record.outcome = cut_off(shared);
+            record.output_tokens = record.chunks;
+            record.end_ns = shared.client.clock.now_ns();
+        }
+    }
+    record
+}
