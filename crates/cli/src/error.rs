@@ -16,7 +16,11 @@ pub struct CliError {
 impl CliError {
     /// An error with exit code 1.
     pub fn new(message: impl fmt::Display) -> Self {
-        Self { message: message.to_string(), hint: None, code: 1 }
+        Self {
+            message: message.to_string(),
+            hint: None,
+            code: 1,
+        }
     }
 
     /// The same with the next step.

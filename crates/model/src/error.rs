@@ -1,6 +1,6 @@
 //! One error type for everything that can be wrong with a model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What can be wrong with a model: its files, its numbers, or where it comes from.
 #[derive(Debug, thiserror::Error)]
@@ -33,4 +33,22 @@ pub enum ModelError {
     /// The architecture, a format or an option is known but not built yet, or unknown.
     #[error("not supported: {0}")]
     Unsupported(String),
+}
+
+impl ModelError {
+    /// A [`ModelError::Format`].
+    pub(crate) fn format(path: &Path, reason: impl Into<String>) -> Self {
+        ModelError::Format {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A [`ModelError::Io`].
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        ModelError::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }

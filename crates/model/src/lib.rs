@@ -2,9 +2,17 @@
 //! the chat template, and where models come from.
 //!
 //! Reading order: [`spec`] (the architecture), [`tensor`] (what a weight is),
-//! [`weights`] (where it comes from).
+//! [`weights`] (where it comes from), [`gguf`] and [`hf`] (the two kinds of files).
 
+mod builtin;
+pub mod dequant;
+mod dummy;
 pub mod error;
+mod expected;
+mod files;
+pub mod gguf;
+pub mod hf;
+pub mod quantize;
 pub mod spec;
 pub mod tensor;
 pub mod weights;

@@ -1,6 +1,8 @@
 //! The architecture of a model as data. A model family is a [`ModelSpec`], not code
 //! in each backend.
 
+pub use crate::builtin::builtin;
+
 /// Which halves of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeStyle {
@@ -85,7 +87,8 @@ pub struct ModelSpec {
     pub norm_eps: f32,
     /// Rotary embedding.
     pub rope: Rope,
-    /// Rotary base of the sliding-window layers where it differs (Gemma 3).
+    /// Rotary base of the sliding-window layers where it differs (Gemma 3). Those layers rotate
+    /// as trained: `rope.scaling` is for the other layers.
     pub local_rope_theta: Option<f32>,
     /// The output matrix is the embedding.
     pub tie_embeddings: bool,

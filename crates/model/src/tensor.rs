@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::ModelError;
+
 /// How the elements of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, missing_docs)]
@@ -43,6 +45,25 @@ impl DType {
         }
     }
 
+    /// The name as GGUF tools write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            DType::Q4_0 => "Q4_0",
+            DType::Q4_1 => "Q4_1",
+            DType::Q8_0 => "Q8_0",
+            DType::Q5_0 => "Q5_0",
+            DType::Q5_1 => "Q5_1",
+            DType::Q2_K => "Q2_K",
+            DType::Q3_K => "Q3_K",
+            DType::Q4_K => "Q4_K",
+            DType::Q5_K => "Q5_K",
+            DType::Q6_K => "Q6_K",
+        }
+    }
+
     /// Bytes of `elements` elements; `None` if they are no whole number of units or overflow.
     pub fn bytes_for(self, elements: usize) -> Option<usize> {
         let (weights, bytes) = self.block();
@@ -70,7 +91,7 @@ pub enum TensorData {
 }
 
 /// A weight. `shape` is row-major, outermost first: a linear layer is `[out, in]`.
-/// The constructor of each source checks that `bytes().len()` fits shape and type.
+/// The constructors check that the bytes fit shape and type; 16- and 32-bit elements are aligned.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     /// Canonical name: Hugging Face's, whatever the file calls it.
@@ -84,6 +105,69 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// A tensor over `len` bytes at `start` of a mapped file. Bytes that do not lie at a multiple
+    /// of the element's size (safetensors allows it) are copied, so that kernels need not care.
+    ///
+    /// # Errors
+    /// The range is outside the file, or its length does not fit shape and type.
+    pub fn mapped(
+        name: impl Into<String>,
+        dtype: DType,
+        shape: Vec<usize>,
+        map: Arc<memmap2::Mmap>,
+        start: usize,
+    ) -> Result<Self, ModelError> {
+        let name = name.into();
+        let len = byte_len(&name, dtype, &shape)?;
+        let Some(bytes) = start.checked_add(len).and_then(|end| map.get(start..end)) else {
+            return Err(ModelError::Tensor {
+                name,
+                reason: format!("{len} bytes at offset {start} reach beyond the end of the file"),
+            });
+        };
+        let aligned = match dtype {
+            DType::F32 => start.is_multiple_of(4),
+            DType::F16 | DType::BF16 => start.is_multiple_of(2),
+            _ => true,
+        };
+        let data = if aligned {
+            TensorData::Mapped { map, start, len }
+        } else {
+            TensorData::Owned(bytes.into())
+        };
+        Ok(Self {
+            name,
+            dtype,
+            shape,
+            data,
+        })
+    }
+
+    /// A tensor with bytes of its own.
+    ///
+    /// # Errors
+    /// The number of bytes does not fit shape and type.
+    pub fn owned(
+        name: impl Into<String>,
+        dtype: DType,
+        shape: Vec<usize>,
+        bytes: impl Into<Arc<[u8]>>,
+    ) -> Result<Self, ModelError> {
+        let (name, bytes) = (name.into(), bytes.into());
+        let len = byte_len(&name, dtype, &shape)?;
+        if bytes.len() != len {
+            let reason = format!("{} bytes where shape and type need {len}", bytes.len());
+            return Err(ModelError::Tensor { name, reason });
+        }
+        let data = TensorData::Owned(bytes);
+        Ok(Self {
+            name,
+            dtype,
+            shape,
+            data,
+        })
+    }
+
     /// The raw bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
@@ -101,4 +185,21 @@ impl Tensor {
     pub fn rows(&self) -> usize {
         self.shape.iter().rev().skip(1).product()
     }
+}
+
+/// Bytes of a tensor whose rows are whole numbers of blocks.
+pub(crate) fn byte_len(name: &str, dtype: DType, shape: &[usize]) -> Result<usize, ModelError> {
+    let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let (block, _) = dtype.block();
+    let row = shape.last().copied().unwrap_or(1);
+    elements
+        .filter(|_| row.is_multiple_of(block))
+        .and_then(|n| dtype.bytes_for(n))
+        .ok_or_else(|| ModelError::Tensor {
+            name: name.to_owned(),
+            reason: format!(
+                "shape {shape:?} is too large or its rows are no multiple of the {block} weights of a {} block",
+                dtype.name()
+            ),
+        })
 }

@@ -9,19 +9,63 @@
 
 use std::collections::HashMap;
 
-use crate::{ModelError, Tensor};
+use crate::dummy::DummyWeights;
+use crate::{DType, ModelError, ModelSpec, Tensor};
 
 /// All the weights of a model by canonical name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Weights {
-    tensors: HashMap<String, Tensor>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// In files or in memory.
+    Tensors(HashMap<String, Tensor>),
+    /// Made when asked for (`--load-format dummy`).
+    Dummy(DummyWeights),
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self::new([])
+    }
 }
 
 impl Weights {
     /// From tensors that carry their canonical names.
     pub fn new(tensors: impl IntoIterator<Item = Tensor>) -> Self {
+        let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
         Self {
-            tensors: tensors.into_iter().map(|t| (t.name.clone(), t)).collect(),
+            source: Source::Tensors(tensors),
+        }
+    }
+
+    /// As [`Weights::new`], from a file that might name a tensor twice.
+    ///
+    /// # Errors
+    /// It does.
+    pub fn distinct(tensors: impl IntoIterator<Item = Tensor>) -> Result<Self, ModelError> {
+        let mut by_name = HashMap::new();
+        for tensor in tensors {
+            if let Some(earlier) = by_name.insert(tensor.name.clone(), tensor) {
+                return Err(ModelError::Tensor {
+                    name: earlier.name,
+                    reason: "stands in the checkpoint twice".to_owned(),
+                });
+            }
+        }
+        Ok(Self {
+            source: Source::Tensors(by_name),
+        })
+    }
+
+    /// Random weights for `spec`, each made anew (the same every time) when it is asked for, so
+    /// that only what a backend keeps takes memory. Matrices are stored as `dtype` (F32, F16,
+    /// BF16, Q8_0, Q4_0 or Q4_1) with a standard deviation of 0.02, norms are 1, biases 0.
+    pub fn dummy(spec: &ModelSpec, dtype: DType, seed: u64) -> Self {
+        Self {
+            source: Source::Dummy(DummyWeights::new(spec, dtype, seed)),
         }
     }
 
@@ -35,6 +79,25 @@ impl Weights {
 
     /// The tensor of that name, if there is one.
     pub fn find(&self, name: &str) -> Option<Tensor> {
-        self.tensors.get(name).cloned()
+        match &self.source {
+            Source::Tensors(tensors) => tensors.get(name).cloned(),
+            Source::Dummy(dummy) => dummy.make(name),
+        }
+    }
+
+    /// The names of all tensors, in no order.
+    pub fn names(&self) -> Vec<&str> {
+        match &self.source {
+            Source::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
+            Source::Dummy(dummy) => dummy.names().collect(),
+        }
+    }
+
+    /// Bytes of all tensors as stored.
+    pub fn total_bytes(&self) -> usize {
+        match &self.source {
+            Source::Tensors(tensors) => tensors.values().map(|t| t.bytes().len()).sum(),
+            Source::Dummy(dummy) => dummy.total_bytes(),
+        }
     }
 }

@@ -1,0 +1,7 @@
+//! Hugging Face folders: `config.json` and safetensors files.
+
+pub mod config;
+pub mod safetensors;
+
+pub use config::spec_from_config;
+pub use safetensors::load_weights;
