@@ -1,0 +1,203 @@
+//! The three questions of a reader, answered in words and numbers: how does this setup perform, where is
+//! the bottleneck, what to change next and what that will gain. Markdown, HTML and the terminal say the
+//! same.
+
+use crate::findings::{Finding, first};
+use crate::plots::duration;
+use crate::sweep::Sweep;
+
+/// The text of a report.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answers {
+    /// The answer to all three in one sentence each.
+    pub headline: Vec<String>,
+    /// How does this serving setup perform?
+    pub performance: Vec<String>,
+    /// Where is the bottleneck?
+    pub bottleneck: Vec<String>,
+    /// What to change next, and what that will gain.
+    pub next: Vec<String>,
+    /// What the data cannot decide, and what would.
+    pub unsure: Vec<String>,
+}
+
+/// Findings that say what limits, in the order of what they cost.
+const LIMITS: [&str; 4] = ["collapse", "step_time_jump", "plateau", "admission_queue"];
+
+/// Answer from a sweep and what was found in it.
+pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
+    let mut a = Answers::default();
+    let (Some(peak), Some(low), Some(high)) =
+        (sweep.peak(), sweep.points.first(), sweep.points.last())
+    else {
+        a.headline
+            .push("No level has complete numbers, so nothing can be said about the server.".into());
+        a.performance.push("Throughput, TTFT, ITL and E2E are needed for at least one level; see the table for what there is.".into());
+        return a;
+    };
+    let get = |id: &str| first(findings, id);
+    a.performance.push(format!(
+        "One request at a time costs least: at {} clients a request takes {} (TTFT {}, then a token every {}), and the server makes {:.0} output tok/s.",
+        low.load(), duration(low.e2e * 1e3), duration(low.ttft * 1e3), duration(low.itl * 1e3), low.output,
+    ).replacen("One request at a time costs least: at", if low.load() == 1.0 { "Alone on the server: at" } else { "At the lightest load: at" }, 1));
+    for id in ["peak", "linear_scaling"] {
+        a.performance.extend(get(id).map(|f| f.evidence.clone()));
+    }
+    if high.index != peak.index {
+        a.performance.push(format!(
+            "At {} clients: {:.0} output tok/s, TTFT {}, E2E {}.",
+            high.load(),
+            high.output,
+            duration(high.ttft * 1e3),
+            duration(high.e2e * 1e3),
+        ));
+    }
+    a.performance
+        .extend(get("throughput_is_total_tokens").map(|f| format!("{} {}", f.evidence, f.advice)));
+
+    for id in LIMITS {
+        a.bottleneck.extend(get(id).map(|f| f.evidence.clone()));
+    }
+    let decode = 1.0 - peak.ttft / peak.e2e;
+    a.bottleneck.push(format!(
+        "At the peak {:.0} % of a request's time is decoding and {:.0} % is the wait for the first token (queue and prompt).",
+        decode * 100.0, (1.0 - decode) * 100.0,
+    ));
+    let limited: Vec<&Finding> = findings
+        .iter()
+        .filter(|f| f.id == "client_limited")
+        .collect();
+    if let Some(f) = limited.first() {
+        a.bottleneck.insert(0, format!("The load generator itself was the limit at {} level(s), so what happens there is not the server's doing. {}", limited.len(), f.evidence));
+    }
+    let known = LIMITS.iter().any(|id| get(id).is_some());
+    if !known {
+        a.bottleneck.push(format!(
+            "Throughput neither falls nor flattens up to {} clients ({:.0} output tok/s): the sweep ends before the limit.", high.load(), high.output,
+        ));
+    }
+
+    for id in [
+        "cap_admission",
+        "step_time_jump",
+        "plateau",
+        "admission_queue",
+    ] {
+        let Some(f) = get(id) else { continue };
+        let gains: Vec<String> = f.predicted.iter().map(gain).collect();
+        let gains = if gains.is_empty() {
+            String::new()
+        } else {
+            format!(" Expected: {}.", gains.join("; "))
+        };
+        a.next.push(format!("{}{gains}", f.advice));
+    }
+    if a.next.is_empty() {
+        a.next.push(format!("Add levels above {} clients until throughput stops growing; only then is there a limit to work on.", high.load()));
+    }
+
+    a.unsure = unsure(sweep, findings);
+    a.headline = headline(sweep, findings, &a);
+    a
+}
+
+fn gain(p: &crate::findings::Prediction) -> String {
+    let number = |v: f64| {
+        if v >= 100.0 {
+            format!("{v:.0}")
+        } else {
+            format!("{v:.1}")
+        }
+    };
+    format!(
+        "{}, {} {} instead of {} {}",
+        p.scenario,
+        p.metric,
+        number(p.after),
+        number(p.before),
+        p.unit
+    )
+}
+
+fn unsure(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<String> {
+    let mut out = Vec::new();
+    if let Some(f) = first(findings, "collapse") {
+        out.push(f.advice.clone());
+    }
+    let levels = |id: &str| {
+        let all: Vec<String> = findings
+            .iter()
+            .filter(|f| f.id == id)
+            .filter_map(|f| f.level)
+            .map(|l| format!("{l}"))
+            .collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    };
+    if let Some(which) = levels("too_few_requests") {
+        out.push(format!("Levels {which} have fewer than {} waves of requests: their numbers are start and drain more than steady load. Send more requests there.", powerband_bench::metrics::STEADY_WAVES));
+    }
+    if let Some(which) = levels("partial_last_wave") {
+        out.push(format!("Levels {which} delivered less concurrency than asked because the last wave was not full; compare them by delivered concurrency."));
+    }
+    if let Some(which) = levels("load_not_delivered") {
+        out.push(format!("Levels {which} delivered less concurrency than asked for a reason that the number of requests does not explain."));
+    }
+    for id in ["errors", "incomplete"] {
+        out.extend(
+            findings
+                .iter()
+                .filter(|f| f.id == id)
+                .map(|f| f.evidence.clone()),
+        );
+    }
+    if sweep.inferred {
+        out.push("Token counts are inferred from latencies and rates, since a summary does not carry them.".into());
+    }
+    let left_out = sweep.levels.len() - sweep.points.len();
+    if left_out > 0 {
+        out.push(format!(
+            "{left_out} level(s) lack a number and are in the table only."
+        ));
+    }
+    let mut warnings: Vec<&String> = sweep.levels.iter().flat_map(|l| &l.warnings).collect();
+    warnings.sort();
+    warnings.dedup();
+    out.extend(warnings.into_iter().take(8).cloned());
+    if sweep.levels.iter().all(|l| l.client_limit.is_none()) {
+        out.push("Whether the load generator was a limit is not known from a summary.".into());
+    }
+    out.push(
+        "Each level was run once: repeat the levels around the peak to know how far they scatter."
+            .into(),
+    );
+    out
+}
+
+fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<String> {
+    let Some(peak) = sweep.peak() else {
+        return Vec::new();
+    };
+    let get = |id: &str| first(findings, id);
+    let mut out = vec![format!(
+        "Best level: {} clients, {:.0} output tok/s, TTFT {}.",
+        peak.load(),
+        peak.output,
+        duration(peak.ttft * 1e3)
+    )];
+    out.push(match (get("collapse"), get("plateau"), get("admission_queue")) {
+        (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {} clients.", c.value * 100.0, c.level.unwrap_or(0.0)),
+        (_, Some(p), Some(q)) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients; requests queue for {:.0} places.", p.value, p.level.unwrap_or(0.0), q.value),
+        (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients.", p.value, p.level.unwrap_or(0.0)),
+        (_, _, Some(q)) => format!("Bottleneck: requests queue for {:.0} places.", q.value),
+        _ => "Bottleneck: not reached; throughput still grows at the highest level.".into(),
+    });
+    if get("client_limited").is_some() {
+        out.push("Caution: the load generator was the limit at some levels.".into());
+    }
+    let first_step = answers
+        .next
+        .first()
+        .map(|n| n.split(". ").next().unwrap_or(n).trim_end_matches('.'));
+    out.extend(first_step.map(|n| format!("Next: {n}.")));
+    out
+}

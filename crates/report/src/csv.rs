@@ -1,0 +1,249 @@
+//! `benchmark_metrics_summary.csv`: ten columns that other tools' notebooks read, then ours.
+
+use std::path::Path;
+
+use crate::error::ReportError;
+use crate::summary::{LevelSummary, SteadySummary};
+
+/// The name of the file in a result folder.
+pub const FILE_NAME: &str = "benchmark_metrics_summary.csv";
+
+/// The first ten columns; a file without them is no summary.
+pub const COLUMNS: [&str; 10] = [
+    "File",
+    "Throughput (tokens/sec)",
+    "TTFT (ms)",
+    "ITL (ms)",
+    "E2E Latency (ms)",
+    "successful",
+    "errored",
+    "incomplete",
+    "total",
+    "MAX_CONCURRENCY",
+];
+
+/// A column of ours: its name and where its number lives.
+struct Extra {
+    name: &'static str,
+    get: fn(&LevelSummary) -> Option<f64>,
+    set: fn(&mut LevelSummary, f64),
+}
+
+/// An [`Extra`] for a field path.
+macro_rules! extra {
+    ($name:literal, $($field:ident).+) => {
+        Extra { name: $name, get: |l| l.$($field).+, set: |l, v| l.$($field).+ = Some(v) }
+    };
+    ($name:literal, steady: $field:ident) => {
+        Extra {
+            name: $name,
+            get: |l| l.steady.and_then(|s| s.$field),
+            set: |l, v| l.steady.get_or_insert_with(SteadySummary::default).$field = Some(v),
+        }
+    };
+}
+
+const EXTRAS: [Extra; 26] = [
+    extra!("Output Throughput (tokens/sec)", output_tokens_per_second),
+    extra!("Prompt Throughput (tokens/sec)", prompt_tokens_per_second),
+    extra!("Requests/sec", requests_per_second),
+    extra!("Delivered Concurrency", delivered_concurrency),
+    extra!("Peak Streaming", peak_streaming),
+    extra!("Prompt Tokens/request", prompt_tokens),
+    extra!("Output Tokens/request", output_tokens),
+    extra!("TTFT p10 (ms)", ttft.p10),
+    extra!("TTFT p50 (ms)", ttft.p50),
+    extra!("TTFT p90 (ms)", ttft.p90),
+    extra!("TTFT p95 (ms)", ttft.p95),
+    extra!("TTFT p99 (ms)", ttft.p99),
+    extra!("ITL p50 (ms)", itl.p50),
+    extra!("ITL p90 (ms)", itl.p90),
+    extra!("ITL p95 (ms)", itl.p95),
+    extra!("ITL p99 (ms)", itl.p99),
+    extra!("E2E p50 (ms)", e2e.p50),
+    extra!("E2E p90 (ms)", e2e.p90),
+    extra!("E2E p95 (ms)", e2e.p95),
+    extra!("E2E p99 (ms)", e2e.p99),
+    extra!("Steady Throughput (tokens/sec)", steady: total_tokens_per_second),
+    extra!("Steady Output Throughput (tokens/sec)", steady: output_tokens_per_second),
+    extra!("Steady Concurrency", steady: delivered_concurrency),
+    extra!("Steady TTFT (ms)", steady: ttft_ms),
+    extra!("Steady ITL (ms)", steady: itl_ms),
+    extra!("Client CPU (cores)", client_cpu),
+];
+
+/// Why the client was the limit; empty where it was not.
+const CLIENT_LIMIT: &str = "Client Limited";
+
+/// A summary as text: one row a level, unknown numbers empty.
+pub fn to_string(levels: &[LevelSummary]) -> String {
+    let mut rows = vec![
+        COLUMNS
+            .iter()
+            .copied()
+            .chain(EXTRAS.iter().map(|e| e.name))
+            .chain([CLIENT_LIMIT])
+            .map(str::to_owned)
+            .collect::<Vec<_>>(),
+    ];
+    rows.extend(levels.iter().map(row));
+    rows.iter()
+        .map(|row| {
+            let cells: Vec<String> = row.iter().map(|c| quoted(c)).collect();
+            cells.join(",") + "\n"
+        })
+        .collect()
+}
+
+fn row(level: &LevelSummary) -> Vec<String> {
+    // The shortest digits that read back as the same number, always with a point, as in the file
+    // that the columns come from; counts without.
+    let float = |v: Option<f64>| v.map_or_else(String::new, |v| format!("{v:?}"));
+    let count = |v: Option<u64>| v.map_or_else(String::new, |v| v.to_string());
+    let mut cells = vec![
+        level.file.clone(),
+        float(level.throughput),
+        float(level.ttft_ms),
+        float(level.itl_ms),
+        float(level.e2e_ms),
+        count(level.successful),
+        count(level.errored),
+        count(level.incomplete),
+        count(level.total),
+        level
+            .concurrency
+            .map_or_else(String::new, |c| c.to_string()),
+    ];
+    cells.extend(EXTRAS.iter().map(|e| float((e.get)(level))));
+    cells.push(level.client_limit.clone().unwrap_or_default());
+    cells
+}
+
+/// A cell, quoted where it needs to be.
+fn quoted(cell: &str) -> String {
+    if cell.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", cell.replace('"', "\"\""))
+    } else {
+        cell.to_owned()
+    }
+}
+
+/// Read a summary: ours, or another's with the ten columns in any order.
+///
+/// # Errors
+/// [`ReportError::Read`], and [`ReportError::Csv`] with the line for a file without levels, without
+/// one of the ten columns, or with a cell that is no number.
+pub fn read(path: &Path) -> Result<Vec<LevelSummary>, ReportError> {
+    let text = std::fs::read(path).map_err(|source| ReportError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(path, &text)
+}
+
+/// [`read`] of what the file holds; `path` is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<LevelSummary>, ReportError> {
+    let failed = |line: u64, problem: String| ReportError::Csv {
+        path: path.to_owned(),
+        line,
+        problem,
+    };
+    // Spreadsheets put a byte order mark first.
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_reader(text);
+    let broken = |e: csv::Error| {
+        let line = e.position().map_or(1, csv::Position::line);
+        failed(line, format!("it is not a table ({e})"))
+    };
+    let header = reader.headers().map_err(broken)?.clone();
+    if header.iter().all(str::is_empty) {
+        return Err(failed(
+            1,
+            "the file is empty; expected a header line with the ten columns of a summary".into(),
+        ));
+    }
+    let missing: Vec<&str> = COLUMNS
+        .into_iter()
+        .filter(|name| !header.iter().any(|h| h == *name))
+        .collect();
+    if !missing.is_empty() {
+        return Err(failed(
+            1,
+            format!(
+                "the column{} `{}` {} missing; a summary starts with: {}",
+                if missing.len() > 1 { "s" } else { "" },
+                missing.join("`, `"),
+                if missing.len() > 1 { "are" } else { "is" },
+                COLUMNS.join(",")
+            ),
+        ));
+    }
+    let mut levels = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(broken)?;
+        let line = record.position().map_or(0, csv::Position::line);
+        levels.push(level(&header, &record).map_err(|problem| failed(line, problem))?);
+    }
+    if levels.is_empty() {
+        return Err(failed(1, "no level follows the header line".into()));
+    }
+    Ok(levels)
+}
+
+/// One row; the error is what is wrong with it.
+fn level(header: &csv::StringRecord, record: &csv::StringRecord) -> Result<LevelSummary, String> {
+    let cell = |name: &str| {
+        let at = header.iter().position(|h| h == name);
+        at.and_then(|i| record.get(i)).filter(|c| !c.is_empty())
+    };
+    let number = |name: &str| -> Result<Option<f64>, String> {
+        let Some(text) = cell(name) else {
+            return Ok(None);
+        };
+        match text.parse::<f64>() {
+            // A notebook writes NaN where it knows nothing.
+            Ok(v) if v.is_nan() => Ok(None),
+            Ok(v) if v.is_finite() && v >= 0.0 => Ok(Some(v)),
+            _ => Err(format!(
+                "column `{name}` holds `{text}`; expected a number of 0 or more, or nothing where it is not known"
+            )),
+        }
+    };
+    let count = |name: &str| -> Result<Option<u64>, String> {
+        match number(name)? {
+            Some(v) if v.fract() != 0.0 => Err(format!(
+                "column `{name}` holds {v}; expected a whole number of requests"
+            )),
+            v => Ok(v.map(|v| v as u64)),
+        }
+    };
+    let mut level = LevelSummary {
+        file: cell("File").unwrap_or_default().to_owned(),
+        throughput: number(COLUMNS[1])?,
+        ttft_ms: number(COLUMNS[2])?,
+        itl_ms: number(COLUMNS[3])?,
+        e2e_ms: number(COLUMNS[4])?,
+        successful: count(COLUMNS[5])?,
+        errored: count(COLUMNS[6])?,
+        incomplete: count(COLUMNS[7])?,
+        total: count(COLUMNS[8])?,
+        concurrency: number(COLUMNS[9])?,
+        ..LevelSummary::default()
+    };
+    for extra in &EXTRAS {
+        if let Some(value) = number(extra.name)? {
+            (extra.set)(&mut level, value);
+        }
+    }
+    if header.iter().any(|h| h == CLIENT_LIMIT) {
+        level.client_limit = Some(cell(CLIENT_LIMIT).unwrap_or_default().to_owned());
+    }
+    let stem = level.file.trim_end_matches(".json");
+    level.open_loop = stem.starts_with("constant-") || stem.starts_with("poisson-");
+    Ok(level)
+}

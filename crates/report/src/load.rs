@@ -1,0 +1,92 @@
+//! Finding results: a folder, files of levels, or a summary CSV alone.
+
+use std::path::{Path, PathBuf};
+
+use powerband_bench::{LevelResult, guidellm};
+
+use crate::csv;
+use crate::error::ReportError;
+use crate::summary::LevelSummary;
+
+/// What was read.
+pub(crate) struct Loaded {
+    pub levels: Vec<LevelSummary>,
+    pub results: Vec<LevelResult>,
+    pub sources: Vec<PathBuf>,
+}
+
+/// Read every path. A folder gives its levels' files, and its summary CSV only where it has none.
+pub(crate) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
+    let mut loaded = Loaded {
+        levels: Vec::new(),
+        results: Vec::new(),
+        sources: Vec::new(),
+    };
+    for path in paths {
+        let nothing = |problem: &str| ReportError::NothingToRead {
+            path: path.clone(),
+            problem: problem.into(),
+        };
+        if path.is_dir() {
+            let files = level_files(path)?;
+            let summary = path.join(csv::FILE_NAME);
+            match (files.is_empty(), summary.is_file()) {
+                (false, _) => files.iter().try_for_each(|f| read_one(f, &mut loaded))?,
+                (true, true) => read_one(&summary, &mut loaded)?,
+                (true, false) => return Err(nothing("the folder holds no results")),
+            }
+        } else if path.is_file() {
+            read_one(path, &mut loaded)?;
+        } else {
+            return Err(nothing("there is no such file or folder"));
+        }
+    }
+    if loaded.levels.is_empty() {
+        let path = paths.first().cloned().unwrap_or_default();
+        return Err(ReportError::NothingToRead {
+            path,
+            problem: "no results were given".into(),
+        });
+    }
+    Ok(loaded)
+}
+
+/// The levels' files of a folder: JSON files with the names that levels have.
+fn level_files(folder: &Path) -> Result<Vec<PathBuf>, ReportError> {
+    let failed = |source| ReportError::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let level = ["throughput-", "synchronous", "constant-", "poisson-"]
+            .iter()
+            .any(|start| name.starts_with(start));
+        if level && name.ends_with(".json") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read_one(path: &Path, loaded: &mut Loaded) -> Result<(), ReportError> {
+    if path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("csv"))
+    {
+        loaded.levels.extend(csv::read(path)?);
+    } else {
+        let results = guidellm::read(path)?;
+        loaded.levels.extend(results.iter().map(LevelSummary::of));
+        loaded.results.extend(results);
+    }
+    loaded.sources.push(path.to_owned());
+    Ok(())
+}
