@@ -23,8 +23,10 @@ pub fn expand(mut args: Vec<OsString>) -> CliResult<Vec<OsString>> {
         None => return Err(CliError::new("--config needs the path of a TOML file")),
     };
     let shown = path.to_string_lossy().into_owned();
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| CliError::new(format!("--config: cannot read {shown}: {error}")))?;
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        CliError::new(format!("--config: cannot read {shown}: {error}"))
+            .hint("its keys are flags, as in `max-num-seqs = 8`")
+    })?;
     let table: toml::Table = text
         .parse()
         .map_err(|error| CliError::new(format!("--config: {shown} is no valid TOML: {error}")))?;

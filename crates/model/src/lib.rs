@@ -5,6 +5,8 @@
 //! [`weights`] (where it comes from), [`gguf`] and [`hf`] (the two kinds of files).
 
 mod builtin;
+mod chat_template;
+mod checkpoint;
 pub mod dequant;
 mod dummy;
 pub mod error;
@@ -15,9 +17,13 @@ pub mod hf;
 pub mod quantize;
 pub mod spec;
 pub mod tensor;
+mod tokenizer;
 pub mod weights;
 
+pub use chat_template::ChatTemplate;
+pub use checkpoint::Checkpoint;
 pub use error::ModelError;
 pub use spec::ModelSpec;
 pub use tensor::{DType, Tensor};
+pub use tokenizer::{IncrementalDecoder, Tokenizer};
 pub use weights::Weights;

@@ -42,6 +42,7 @@ fn layer_tensor(architecture: &str, name: &str) -> Option<String> {
 }
 
 /// The inverse of [`canonical`] for the `llama` family, for writing test files.
+#[cfg(test)]
 pub(crate) fn gguf_name(canonical: &str) -> Option<String> {
     let known = match canonical {
         "model.embed_tokens.weight" => "token_embd.weight",

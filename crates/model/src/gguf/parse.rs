@@ -416,14 +416,6 @@ fn dtype(kind: u32) -> Option<DType> {
     TYPES.iter().find(|(n, _)| *n == kind).map(|(_, t)| *t)
 }
 
-/// The number of a type in a GGUF file.
-pub(crate) fn type_number(dtype: DType) -> u32 {
-    TYPES
-        .iter()
-        .find(|(_, t)| *t == dtype)
-        .map_or(0, |(n, _)| *n)
-}
-
 /// A name for the types that other tools write and we do not read.
 fn type_name(kind: u32) -> String {
     let name = match kind {

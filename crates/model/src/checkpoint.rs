@@ -1,0 +1,126 @@
+//! A whole model: architecture, weights, tokenizer, chat template.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::gguf::Gguf;
+use crate::{ChatTemplate, DType, ModelError, ModelSpec, Tokenizer, Weights, hf};
+
+/// Everything a checkpoint holds.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The architecture.
+    pub spec: ModelSpec,
+    /// The weights.
+    pub weights: Weights,
+    /// The tokenizer; without one only token ids are understood.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// The chat template, if the model has one.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file, or a Hugging Face folder with `config.json` and safetensors files.
+    ///
+    /// # Errors
+    /// The path is neither, or what is there is broken or of a kind that is not built.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.is_dir() {
+            return Self::open_folder(path);
+        }
+        let file = Gguf::open(path)?;
+        let weights = file.weights()?;
+        let spec = file.spec(&weights)?;
+        spec.check_weights(&weights)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?.map(Arc::new);
+        let chat_template = match file.string("tokenizer.chat_template")? {
+            Some(source) => {
+                let tokens = file.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+                let text = |key: &str| {
+                    let id = file.unsigned(&format!("tokenizer.ggml.{key}_token_id"))?;
+                    let text = id.and_then(|id| tokens.get(id).copied());
+                    Ok::<_, ModelError>(text.unwrap_or_default())
+                };
+                Some(Arc::new(ChatTemplate::new(
+                    source,
+                    text("bos")?,
+                    text("eos")?,
+                )?))
+            }
+            None => None,
+        };
+        Ok(Self {
+            spec,
+            weights,
+            tokenizer,
+            chat_template,
+        })
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self, ModelError> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read_to_string(&path).map_err(|e| ModelError::io(&path, e))
+        };
+        let optional = |name: &str| folder.join(name).exists().then(|| read(name)).transpose();
+        let config = folder.join("config.json");
+        if !config.exists() {
+            return Err(ModelError::format(
+                folder,
+                "no config.json in this folder; give a GGUF file or a Hugging Face model folder",
+            ));
+        }
+        let generation = optional("generation_config.json")?;
+        let spec = hf::spec_from_config(&read("config.json")?, generation.as_deref(), &config)?;
+        let weights = hf::load_weights(folder)?;
+        spec.check_weights(&weights)?;
+        let tokenizer = match optional("tokenizer.json")? {
+            Some(json) => Some(Arc::new(Tokenizer::from_json(json.as_bytes())?)),
+            None => None,
+        };
+        let settings: serde_json::Value = match optional("tokenizer_config.json")? {
+            Some(text) => serde_json::from_str(&text).map_err(|e| {
+                ModelError::format(&folder.join("tokenizer_config.json"), e.to_string())
+            })?,
+            None => serde_json::Value::Null,
+        };
+        let source = match optional("chat_template.jinja")? {
+            Some(source) => Some(source),
+            None => template_of(&settings["chat_template"]),
+        };
+        let text = |key: &str| {
+            let token = &settings[key];
+            let text = token.as_str().or_else(|| token["content"].as_str());
+            text.unwrap_or_default().to_owned()
+        };
+        let chat_template = source
+            .map(|source| ChatTemplate::new(&source, &text("bos_token"), &text("eos_token")))
+            .transpose()?
+            .map(Arc::new);
+        Ok(Self {
+            spec,
+            weights,
+            tokenizer,
+            chat_template,
+        })
+    }
+
+    /// Random weights for an architecture (`--load-format dummy`); no tokenizer.
+    pub fn dummy(spec: ModelSpec, dtype: DType, seed: u64) -> Self {
+        Self {
+            weights: Weights::dummy(&spec, dtype, seed),
+            spec,
+            tokenizer: None,
+            chat_template: None,
+        }
+    }
+}
+
+/// One template, or the one called `default` of several.
+fn template_of(value: &serde_json::Value) -> Option<String> {
+    let one = value.as_str().map(str::to_owned);
+    one.or_else(|| {
+        let named = value.as_array()?.iter().find(|t| t["name"] == "default")?;
+        named["template"].as_str().map(str::to_owned)
+    })
+}

@@ -1,0 +1,233 @@
+//! Text to token ids and back.
+//!
+//! Encoding is the `tokenizers` crate's. Decoding is ours, from the exact bytes of each token, so
+//! that streaming piece by piece gives the same text as decoding the whole.
+
+use std::collections::HashSet;
+
+use tokenizers::Tokenizer as HfTokenizer;
+
+use crate::ModelError;
+
+mod gguf;
+mod stream;
+
+pub use stream::IncrementalDecoder;
+
+/// How a token's text in the vocabulary stands for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// GPT-2's: each byte is one printable character.
+    ByteLevel,
+    /// SentencePiece's: `▁` is a space, `<0x0A>` is a byte.
+    SentencePiece,
+    /// As it stands.
+    Plain,
+}
+
+/// A vocabulary and its rules. Cheap to share behind an `Arc`.
+pub struct Tokenizer {
+    inner: HfTokenizer,
+    /// The exact bytes of each token.
+    bytes: Vec<Box<[u8]>>,
+    special: HashSet<u32>,
+    /// Added before and after a text by `add_special`, where the inner tokenizer does not do it.
+    bos: Option<u32>,
+    eos: Option<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// From the bytes of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The bytes are no such file.
+    pub fn from_json(json: &[u8]) -> Result<Self, ModelError> {
+        let bad = |e: &dyn std::fmt::Display| {
+            ModelError::Unsupported(format!("tokenizer.json cannot be read: {e}"))
+        };
+        let inner = HfTokenizer::from_bytes(json).map_err(|e| bad(&e))?;
+        let outline: serde_json::Value = serde_json::from_slice(json).map_err(|e| bad(&e))?;
+        let spelling = if outline["model"]["byte_fallback"] == true {
+            Spelling::SentencePiece
+        } else if mentions_byte_level(&outline["decoder"])
+            || mentions_byte_level(&outline["pre_tokenizer"])
+        {
+            Spelling::ByteLevel
+        } else {
+            Spelling::Plain
+        };
+        Ok(Self::assemble(inner, spelling, None, None))
+    }
+
+    fn assemble(
+        inner: HfTokenizer,
+        spelling: Spelling,
+        bos: Option<u32>,
+        eos: Option<u32>,
+    ) -> Self {
+        let added = inner.get_added_tokens_decoder();
+        let special = added
+            .iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| *id)
+            .collect();
+        let mut bytes: Vec<Box<[u8]>> = Vec::new();
+        for (text, id) in inner.get_vocab(true) {
+            let at = id as usize;
+            if bytes.len() <= at {
+                bytes.resize(at + 1, Box::default());
+            }
+            bytes[at] = if added.contains_key(&id) {
+                text.as_bytes().into()
+            } else {
+                spelled_bytes(spelling, &text).into_boxed_slice()
+            };
+        }
+        Self {
+            inner,
+            bytes,
+            special,
+            bos,
+            eos,
+        }
+    }
+
+    /// The ids of a text. `add_special` adds what the model wants around a text (a begin token);
+    /// special tokens written in the text are recognised either way.
+    ///
+    /// # Errors
+    /// The vocabulary has no way to write the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special)
+            .map_err(|e| ModelError::Unsupported(format!("the text cannot be tokenized: {e}")))?;
+        let mut ids = Vec::with_capacity(encoding.len() + 2);
+        ids.extend(self.bos.filter(|_| add_special));
+        ids.extend_from_slice(encoding.get_ids());
+        ids.extend(self.eos.filter(|_| add_special));
+        Ok(ids)
+    }
+
+    /// The text of ids; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids {
+            if !(skip_special && self.is_special(id)) {
+                bytes.extend_from_slice(self.token_slice(id));
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The exact bytes of one token, which may be part of a character; none for an unknown id.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.token_slice(id).to_vec()
+    }
+
+    fn token_slice(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// A control token, which is no part of the text?
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// The id of a token by its text in the vocabulary.
+    pub fn id_of(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
+    /// Ids are below this.
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+fn mentions_byte_level(part: &serde_json::Value) -> bool {
+    match part {
+        serde_json::Value::Object(fields) => {
+            fields.get("type").is_some_and(|t| t == "ByteLevel")
+                || fields.values().any(mentions_byte_level)
+        }
+        serde_json::Value::Array(parts) => parts.iter().any(mentions_byte_level),
+        _ => false,
+    }
+}
+
+fn spelled_bytes(spelling: Spelling, text: &str) -> Vec<u8> {
+    match spelling {
+        Spelling::Plain => text.as_bytes().to_vec(),
+        Spelling::ByteLevel => {
+            let mut bytes = Vec::with_capacity(text.len());
+            for c in text.chars() {
+                match byte_of_char(c) {
+                    Some(byte) => bytes.push(byte),
+                    // No byte-level spelling at all: the token is its own text.
+                    None => return text.as_bytes().to_vec(),
+                }
+            }
+            bytes
+        }
+        Spelling::SentencePiece => {
+            let hex = text.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
+            match hex
+                .filter(|h| h.len() == 2)
+                .and_then(|h| u8::from_str_radix(h, 16).ok())
+            {
+                Some(byte) => vec![byte],
+                None => text.replace('\u{2581}', " ").into_bytes(),
+            }
+        }
+    }
+}
+
+/// GPT-2's alphabet: printable Latin-1 characters stand for themselves, the other 68 byte values,
+/// in order, for U+0100 and on.
+fn byte_of_char(c: char) -> Option<u8> {
+    let code = c as u32;
+    let printable = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    if printable(code) {
+        return u8::try_from(code).ok();
+    }
+    let rank = code.checked_sub(0x100)? as usize;
+    (0..=255u32)
+        .filter(|b| !printable(*b))
+        .nth(rank)
+        .map(|b| b as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_is_a_bijection() {
+        let mut seen = HashSet::new();
+        for code in 0x21..0x144 {
+            if let Some(byte) = char::from_u32(code).and_then(byte_of_char) {
+                assert!(seen.insert(byte), "{code:x}");
+            }
+        }
+        assert_eq!(seen.len(), 256);
+        assert_eq!(byte_of_char('Ġ'), Some(b' '));
+        assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
+        assert_eq!(byte_of_char('→'), None);
+    }
+
+    #[test]
+    fn sentencepiece_spelling() {
+        assert_eq!(spelled_bytes(Spelling::SentencePiece, "▁of"), b" of");
+        assert_eq!(spelled_bytes(Spelling::SentencePiece, "<0xE2>"), [0xe2]);
+        assert_eq!(spelled_bytes(Spelling::SentencePiece, "<0xE>"), b"<0xE>");
+    }
+}
