@@ -4,7 +4,7 @@
 
 use crate::findings::{Finding, first};
 use crate::plots::duration;
-use crate::sweep::Sweep;
+use crate::sweep::{Sweep, clients};
 
 /// The text of a report.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -37,16 +37,21 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
     };
     let get = |id: &str| first(findings, id);
     a.performance.push(format!(
-        "One request at a time costs least: at {} clients a request takes {} (TTFT {}, then a token every {}), and the server makes {:.0} output tok/s.",
-        low.load(), duration(low.e2e * 1e3), duration(low.ttft * 1e3), duration(low.itl * 1e3), low.output,
-    ).replacen("One request at a time costs least: at", if low.load() == 1.0 { "Alone on the server: at" } else { "At the lightest load: at" }, 1));
+        "{}: at {} a request takes {} (TTFT {}, then a token every {}), and the server makes {:.0} output tok/s.",
+        if low.load() == 1.0 { "Alone on the server" } else { "At the lightest load" },
+        clients(low.load()),
+        duration(low.e2e * 1e3),
+        duration(low.ttft * 1e3),
+        duration(low.itl * 1e3),
+        low.output,
+    ));
     for id in ["peak", "linear_scaling"] {
         a.performance.extend(get(id).map(|f| f.evidence.clone()));
     }
     if high.index != peak.index {
         a.performance.push(format!(
-            "At {} clients: {:.0} output tok/s, TTFT {}, E2E {}.",
-            high.load(),
+            "At {}: {:.0} output tok/s, TTFT {}, E2E {}.",
+            clients(high.load()),
             high.output,
             duration(high.ttft * 1e3),
             duration(high.e2e * 1e3),
@@ -179,13 +184,13 @@ fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<S
     };
     let get = |id: &str| first(findings, id);
     let mut out = vec![format!(
-        "Best level: {} clients, {:.0} output tok/s, TTFT {}.",
-        peak.load(),
+        "Best level: {}, {:.0} output tok/s, TTFT {}.",
+        clients(peak.load()),
         peak.output,
         duration(peak.ttft * 1e3)
     )];
     out.push(match (get("collapse"), get("plateau"), get("admission_queue")) {
-        (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {} clients.", c.value * 100.0, c.level.unwrap_or(0.0)),
+        (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {}.", c.value * 100.0, clients(c.level.unwrap_or(0.0))),
         (_, Some(p), Some(q)) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients; requests queue for {:.0} places.", p.value, p.level.unwrap_or(0.0), q.value),
         (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients.", p.value, p.level.unwrap_or(0.0)),
         (_, _, Some(q)) => format!("Bottleneck: requests queue for {:.0} places.", q.value),

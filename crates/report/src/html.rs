@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::findings::Finding;
 use crate::plots::{chart::Chart, short};
-use crate::sweep::Sweep;
+use crate::sweep::{Sweep, clients};
 use crate::{answers, markdown, table};
 
 const STYLE: &str = "
@@ -82,7 +82,7 @@ fn cards(out: &mut String, sweep: &Sweep<'_>) {
     let all = [
         (
             format!("{} tok/s", short(peak.output)),
-            format!("most output, at {} clients", peak.load()),
+            format!("most output, at {}", clients(peak.load())),
         ),
         (
             format!("{} req/s", short(peak.rate)),
@@ -94,11 +94,11 @@ fn cards(out: &mut String, sweep: &Sweep<'_>) {
         ),
         (
             crate::plots::duration(low.ttft * 1e3),
-            format!("TTFT at {} clients", low.load()),
+            format!("TTFT at {}", clients(low.load())),
         ),
         (
             format!("{} tok/s", short(1.0 / low.itl)),
-            format!("pace of one stream at {} clients", low.load()),
+            format!("pace of one stream at {}", clients(low.load())),
         ),
     ];
     *out += "<div class=\"cards\">";
@@ -164,19 +164,15 @@ fn predictions(out: &mut String, findings: &[Finding]) {
 
 fn evidence(out: &mut String, findings: &[Finding]) {
     *out += "<h2>Findings</h2>\n<p class=\"small\">The same list for scripts is in findings.json.</p><div class=\"scroll\"><table><tr><th>id</th><th>level</th><th>value</th><th>evidence</th></tr>";
-    for f in findings {
-        let interval = f.interval.filter(|(l, h)| l < h);
-        let interval = interval.map_or(String::new(), |(l, h)| {
-            format!("<br>{} to {}", short(l), short(h))
-        });
+    for row in table::findings(findings) {
         let _ = write!(
             out,
-            "<tr><td><code>{}</code></td><td>{}</td><td>{}<br><span class=\"small\">{}</span>{interval}</td><td class=\"words\">{}</td></tr>",
-            escape(&f.id),
-            f.level.map_or("-".into(), |l| format!("{l}")),
-            short(f.value),
-            escape(&f.unit),
-            escape(&f.evidence),
+            "<tr><td><code>{}</code></td><td>{}</td><td>{}<br><span class=\"small\">{}</span></td><td class=\"words\">{}</td></tr>",
+            escape(&row.id),
+            escape(&row.levels),
+            escape(&row.value),
+            escape(&row.unit),
+            escape(&row.evidence),
         );
     }
     *out += "</table></div>\n";

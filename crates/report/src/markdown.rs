@@ -47,21 +47,16 @@ pub fn render(sweep: &Sweep<'_>, findings: &[Finding], plots: &[&str]) -> String
         "What remains unsure, and what would decide it",
         &a.unsure,
     );
-    out += "## Findings\n\n| id | level | value | between | evidence |\n|---|---:|---:|---|---|\n";
-    for f in findings {
+    out += "## Findings\n\nThe same list, one entry a level, is in `findings.json`.\n\n| id | levels | value | evidence |\n|---|---:|---:|---|\n";
+    for row in table::findings(findings) {
         let _ = writeln!(
             out,
-            "| `{}` | {} | {} {} | {} | {} |",
-            f.id,
-            f.level.map_or("-".into(), |l| format!("{l}")),
-            crate::plots::short(f.value),
-            inline(&f.unit),
-            f.interval.map_or("-".into(), |(l, h)| format!(
-                "{} to {}",
-                crate::plots::short(l),
-                crate::plots::short(h)
-            )),
-            inline(&f.evidence),
+            "| `{}` | {} | {} {} | {} |",
+            row.id,
+            row.levels,
+            inline(&row.value),
+            inline(&row.unit),
+            inline(&row.evidence),
         );
     }
     out

@@ -75,6 +75,9 @@ fn over_load(sweep: &Sweep<'_>, findings: &[Finding], title: &str, y_label: &str
     );
     chart.x_ticks = sweep.points.iter().map(Point::load).collect();
     let last = sweep.points.last().map_or(0.0, Point::load);
+    if let Some((prompt, output)) = sweep.prompt_tokens.zip(sweep.output_tokens) {
+        chart.subtitle = format!("{prompt:.0} prompt + {output:.0} output tokens a request");
+    }
     if let Some(at) = first(findings, "collapse").and_then(|f| f.level) {
         let before = sweep
             .points
@@ -129,12 +132,6 @@ fn throughput(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
                 peak.load()
             ),
         });
-    }
-    if let Some(prompt) = sweep.prompt_tokens.zip(sweep.output_tokens) {
-        chart.subtitle = format!(
-            "{:.0} prompt + {:.0} output tokens a request",
-            prompt.0, prompt.1
-        );
     }
     chart
 }
@@ -214,7 +211,7 @@ fn pareto(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
             .map(|p| format!("{}", p.load()))
             .collect(),
         ..Series::new(
-            "clients",
+            "a level, with its clients",
             BLUE,
             sweep.points.iter().map(|p| (p.output, p.e2e)).collect(),
         )
@@ -232,7 +229,7 @@ fn pareto(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
 /// A number in few characters.
 pub fn short(v: f64) -> String {
     match v.abs() {
-        a if a >= 10_000.0 => format!("{:.1}k", v / 1e3),
+        a if a >= 100_000.0 => format!("{:.1}k", v / 1e3),
         a if a >= 100.0 => format!("{v:.0}"),
         a if a >= 10.0 => format!("{v:.1}"),
         _ => format!("{v:.2}"),

@@ -33,9 +33,9 @@ pub struct Point {
 }
 
 impl Point {
-    /// The load axis: clients asked for, else what was in flight.
+    /// The load axis: clients asked for, else what was in flight, to a tenth.
     pub fn load(&self) -> f64 {
-        self.asked.unwrap_or(self.delivered)
+        self.asked.unwrap_or((self.delivered * 10.0).round() / 10.0)
     }
 
     /// How often the clients' places were filled: requests / clients.
@@ -148,6 +148,8 @@ impl<'a> Sweep<'a> {
             _ => Counts::Unknown,
         };
         self.prompt_tokens = known_prompt.or(match (self.counts, counted, self.output_tokens) {
+            // Whole where that changes little; the measured quotient scatters more than that.
+            (Counts::Total, Some(t), Some(n)) if t - n > 20.0 => Some((t - n).round()),
             (Counts::Total, Some(t), Some(n)) => Some(t - n),
             _ => None,
         });
@@ -215,6 +217,11 @@ impl<'a> Sweep<'a> {
     pub fn requests(&self) -> Option<f64> {
         self.points.last().and_then(|p| p.requests)
     }
+}
+
+/// "1 client", "5 clients".
+pub fn clients(n: f64) -> String {
+    format!("{n} client{}", if n == 1.0 { "" } else { "s" })
 }
 
 /// A number that can stand in a quotient.

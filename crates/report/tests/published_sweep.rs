@@ -1,5 +1,7 @@
 //! What follows from a published sweep, and from variations of it: nothing may be found that is not there.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::path::{Path, PathBuf};
 
 use powerband_report::{Context, Finding, LevelSummary, Report, csv, load};

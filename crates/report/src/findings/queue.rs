@@ -73,9 +73,19 @@ fn waiting_at<'s>(closed: &[(&'s Point, f64)], i: usize) -> Option<Slots<'s>> {
     } else {
         others().next().is_some()
     };
-    knee.then(|| Slots {
+    // A level where TTFT is off the line of those that fit has clients that wait: fewer places than it.
+    let slope = if at > 0 {
+        (below.ttft - first.ttft).max(0.0) / (fit - first_clients)
+    } else {
+        f64::MAX
+    };
+    let waits = closed[at + 1..]
+        .iter()
+        .find(|(p, c)| *c > slots && p.ttft - below.ttft >= KNEE * slope * (c - fit));
+    let most = most(slots, above.requests, clients).min(waits.map_or(clients, |w| w.1));
+    knee.then_some(Slots {
         slots,
-        most: most(slots, above.requests, clients),
+        most: most.max(slots),
         below,
         above,
         wait,

@@ -1,7 +1,7 @@
 //! How throughput answers to load: the peak, where it grows with the load, where it stops growing.
 
 use super::Finding;
-use crate::sweep::{Point, Sweep};
+use crate::sweep::{Point, Sweep, clients};
 
 /// Throughput grows "linearly" while it grows with the load to this power at least.
 const LINEAR: f64 = 0.8;
@@ -20,8 +20,8 @@ pub fn peak(sweep: &Sweep<'_>) -> Option<Finding> {
         .total
         .map_or_else(String::new, |t| format!(" ({t:.0} tok/s with the prompts)"));
     let evidence = format!(
-        "The most output comes at {} clients: {:.1} tok/s{total}, {:.2} requests/s, TTFT {:.0} ms, ITL {:.1} ms, {:.1} requests in flight.",
-        peak.load(),
+        "The most output comes at {}: {:.1} tok/s{total}, {:.2} requests/s, TTFT {:.0} ms, ITL {:.1} ms, {:.1} requests in flight.",
+        clients(peak.load()),
         peak.output,
         peak.rate,
         peak.ttft * 1e3,
@@ -79,7 +79,7 @@ pub fn linear(sweep: &Sweep<'_>) -> Option<Finding> {
         power,
         "power of the load",
         format!(
-            "From {} to {} clients throughput grows with the requests in flight to the power {power:.2} (1 is linear): {:.0} to {:.0} output tok/s while {:.1} became {:.1} in flight. Batching is nearly free there.",
+            "From {} to {} clients throughput grows with the requests in flight to the power {power:.2} (1 is linear): {:.0} to {:.0} output tok/s while {:.1} became {:.1} in flight. A larger batch costs little there.",
             a.load(),
             b.load(),
             a.output,

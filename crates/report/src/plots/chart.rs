@@ -235,11 +235,11 @@ impl Chart {
             );
             text(
                 out,
-                b - 8.0,
+                a + 8.0,
                 TOP + 18.0,
                 13.0,
                 region.color,
-                "end",
+                "start",
                 &region.name,
             );
         }
@@ -342,7 +342,7 @@ impl Chart {
                     s.color
                 );
                 if let Some(label) = s.labels.get(i) {
-                    text(out, x + 9.0, y - 7.0, 12.0, "#3a4656", "start", label);
+                    haloed(out, x + 8.0, y - 8.0, 12.0, "start", label);
                 }
             }
         }
@@ -355,18 +355,24 @@ impl Chart {
                 out,
                 r##"<circle cx="{x:.1}" cy="{y:.1}" r="8" fill="none" stroke="#16202e" stroke-width="1.8"/>"##
             );
-            let half = mark.name.chars().count() as f64 * 13.0 * ADVANCE / 2.0;
-            let at = x.clamp(
-                LEFT + half + 6.0,
-                (WIDTH - RIGHT - half).max(LEFT + half + 6.0),
-            );
-            // Above the ring, below it where there is no room.
-            let y = if y < TOP + 22.0 { y + 26.0 } else { y - 15.0 };
-            // A white rim keeps the words readable on lines.
-            let _ = write!(
+            if mark.name.is_empty() {
+                continue;
+            }
+            let wide = mark.name.chars().count() as f64 * 13.0 * ADVANCE;
+            // Above the ring; beside it at the top and at the right end, where lines come from below.
+            let beside = y < TOP + 22.0 || x + wide / 2.0 > WIDTH - RIGHT;
+            let (at, y, anchor) = match beside {
+                true if x - wide - 14.0 > LEFT => (x - 14.0, y + 4.5, "end"),
+                true => (x + 14.0, y + 4.5, "start"),
+                false => (x.max(LEFT + wide / 2.0 + 6.0), y - 15.0, "middle"),
+            };
+            haloed(
                 out,
-                r##"<text x="{at:.1}" y="{y:.1}" font-size="13" font-weight="bold" text-anchor="middle" stroke="#ffffff" stroke-width="4" stroke-linejoin="round">{0}</text><text x="{at:.1}" y="{y:.1}" font-size="13" font-weight="bold" fill="#16202e" text-anchor="middle">{0}</text>"##,
-                escape(&mark.name)
+                at,
+                y,
+                13.0,
+                &format!("{anchor}\" font-weight=\"bold"),
+                &mark.name,
             );
         }
         let mut x = LEFT;
@@ -404,6 +410,13 @@ impl Chart {
             x += 33.0 + name.chars().count() as f64 * 13.0 * ADVANCE + 26.0;
         }
     }
+}
+
+/// Text with a white rim, readable on lines.
+fn haloed(out: &mut String, x: f64, y: f64, size: f64, anchor: &str, words: &str) {
+    let rim = format!("{anchor}\" stroke=\"#ffffff\" stroke-width=\"4\" stroke-linejoin=\"round");
+    text(out, x, y, size, "#ffffff", &rim, words);
+    text(out, x, y, size, "#16202e", anchor, words);
 }
 
 fn path(points: impl Iterator<Item = (f64, f64)>, scale: &Scale) -> String {

@@ -1,0 +1,204 @@
+//! Simulated closed loops: a known number of places and a known service time, from request to report.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use powerband_bench::{LevelResult, Outcome, RequestRecord, Strategy};
+use powerband_report::{Context, LevelSummary, Report};
+use proptest::prelude::*;
+
+/// A server with `slots` places. Service: `prompt_ms`, then 63 steps of `step(busy)` ms, the batch taken
+/// as what is busy when the request is admitted; `jitter` shifts requests apart.
+struct Server {
+    slots: usize,
+    prompt_ms: f64,
+    step: fn(f64) -> f64,
+    jitter: f64,
+}
+
+impl Server {
+    /// Run `n` requests with `clients` clients; first come, first served.
+    fn level(&self, clients: usize, n: usize) -> LevelResult {
+        let mut level = LevelResult::empty(Strategy::Concurrent { streams: clients });
+        // When each client may send, and when each place is free.
+        let mut ready = vec![0.0f64; clients];
+        let mut free = vec![0.0f64; self.slots];
+        for i in 0..n {
+            let sender = (0..clients)
+                .min_by(|a, b| ready[*a].total_cmp(&ready[*b]))
+                .unwrap();
+            let place = (0..self.slots)
+                .min_by(|a, b| free[*a].total_cmp(&free[*b]))
+                .unwrap();
+            let sent = ready[sender];
+            let start = sent.max(free[place]);
+            // A number between -1 and 1 that differs from request to request.
+            let noise = ((i as f64 * 0.754_877).fract() - 0.5) * 2.0;
+            let step = (self.step)(clients.min(self.slots) as f64) * (1.0 + self.jitter * noise);
+            let first = start + self.prompt_ms;
+            let end = first + 63.0 * step;
+            (ready[sender], free[place]) = (end, end);
+            let ns = |ms: f64| (ms * 1e6) as u64;
+            level.requests.push(RequestRecord {
+                id: i.to_string(),
+                outcome: Outcome::Successful,
+                intended_ns: ns(sent),
+                sent_ns: ns(sent),
+                first_token_ns: Some(ns(first)),
+                last_token_ns: Some(ns(end)),
+                end_ns: ns(end),
+                prompt_tokens: 128,
+                output_tokens: 64,
+                chunks: 64,
+                ..RequestRecord::default()
+            });
+        }
+        let end = level.requests.iter().map(|r| r.end_ns).max().unwrap();
+        level.duration_s = end as f64 / 1e9;
+        level
+    }
+}
+
+/// What a bare summary has of levels.
+fn bare(levels: &[LevelResult]) -> Vec<LevelSummary> {
+    levels
+        .iter()
+        .map(LevelSummary::of)
+        .map(|l| LevelSummary {
+            file: l.file,
+            concurrency: l.concurrency,
+            throughput: l.throughput,
+            ttft_ms: l.ttft_ms,
+            itl_ms: l.itl_ms,
+            e2e_ms: l.e2e_ms,
+            successful: l.successful,
+            errored: l.errored,
+            incomplete: l.incomplete,
+            total: l.total,
+            ..LevelSummary::default()
+        })
+        .collect()
+}
+
+fn slots(report: &Report) -> Option<f64> {
+    report
+        .findings()
+        .iter()
+        .find(|f| f.id == "admission_queue")
+        .map(|f| f.value)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Ten waves a level: the places come out of the summary alone within 8 %, of our records exactly,
+    /// and their interval holds them.
+    #[test]
+    fn the_places_come_out(places in 4usize..80, prompt in 5.0..200.0f64, jitter in 0.0..0.2f64, slope in 0usize..3) {
+        let step = [|_: f64| 20.0, |b: f64| 20.0 + 0.3 * b, |b: f64| 5.0 + 2.0 * b][slope];
+        let server = Server { slots: places, prompt_ms: prompt, step, jitter };
+        let clients = [1, 2, places / 2, places, places * 3 / 2, places * 2, places * 4];
+        let levels: Vec<LevelResult> = clients.iter().map(|c| server.level((*c).max(1), 10 * c.max(&1))).collect();
+        let summary = Report::new(bare(&levels), Context::default());
+        let found = slots(&summary);
+        prop_assert!(found.is_some_and(|s| (s / places as f64 - 1.0).abs() < 0.08), "{found:?} for {places}");
+        let full = Report::from_levels(&levels, Context::default());
+        prop_assert_eq!(slots(&full), Some(places as f64));
+    }
+
+    /// Room for everybody: no queue is found, whatever the step.
+    #[test]
+    fn no_places_no_queue(prompt in 5.0..200.0f64, jitter in 0.0..0.2f64, slope in 0usize..3) {
+        let step = [|_: f64| 20.0, |b: f64| 20.0 + 0.3 * b, |b: f64| 5.0 + 2.0 * b][slope];
+        let server = Server { slots: 1000, prompt_ms: prompt, step, jitter };
+        let levels: Vec<LevelResult> = [1, 5, 20, 50, 100].iter().map(|c| server.level(*c, 5 * c)).collect();
+        prop_assert_eq!(slots(&Report::new(bare(&levels), Context::default())), None);
+        prop_assert_eq!(slots(&Report::from_levels(&levels, Context::default())), None);
+    }
+
+    /// Whatever a row holds, the report can be made, and says nothing that is no number.
+    #[test]
+    fn any_row_makes_a_report(rows in prop::collection::vec((0usize..6, 0usize..6, 0usize..6, 0usize..6, 0usize..6), 0..5)) {
+        let pick = |i: usize| [None, Some(0.0), Some(f64::NAN), Some(1.0), Some(1e9), Some(1e-9)][i];
+        let levels = rows.iter().map(|(a, b, c, d, e)| LevelSummary {
+            throughput: pick(*a), ttft_ms: pick(*b), itl_ms: pick(*c), e2e_ms: pick(*d), concurrency: pick(*e),
+            total: Some(*a as u64 * 20),
+            ..LevelSummary::default()
+        }).collect();
+        let report = Report::new(levels, Context::default());
+        for f in report.findings() {
+            prop_assert!(f.value.is_finite(), "{:?}", f);
+            prop_assert!(!f.evidence.contains("NaN"), "{:?}", f);
+        }
+        prop_assert!(!report.summary_text().is_empty());
+        for (_, chart) in powerband_report::plots::all(&report.sweep(), report.findings()) {
+            prop_assert!(!chart.svg().contains("NaN"));
+        }
+    }
+}
+
+#[test]
+fn a_real_kind_of_run_reads_well_without_a_collapse() {
+    let server = Server {
+        slots: 16,
+        prompt_ms: 40.0,
+        step: |b| 10.0 + 0.5 * b,
+        jitter: 0.1,
+    };
+    let levels: Vec<LevelResult> = [1, 4, 8, 16, 32]
+        .iter()
+        .map(|c| server.level(*c, 8 * c))
+        .collect();
+    let context = Context {
+        model: Some("m".into()),
+        max_num_seqs: Some(16),
+        ..Context::default()
+    };
+    let report = Report::from_levels(&levels, context);
+    let ids: Vec<&str> = report.findings().iter().map(|f| f.id.as_str()).collect();
+    for wanted in [
+        "throughput_is_total_tokens",
+        "e2e_identity",
+        "peak",
+        "plateau",
+        "admission_queue",
+    ] {
+        assert!(ids.contains(&wanted), "{wanted}: {ids:?}");
+    }
+    for absent in [
+        "collapse",
+        "cap_admission",
+        "too_few_requests",
+        "client_limited",
+        "step_time_jump",
+    ] {
+        assert!(!ids.contains(&absent), "{absent}: {ids:?}");
+    }
+    assert!(report.levels().iter().all(|l| l.steady.is_some()));
+    let text = report.summary_text();
+    assert!(
+        text.contains("capacity of") && text.lines().count() <= 10,
+        "{text}"
+    );
+}
+
+#[test]
+fn a_client_at_its_limit_is_said_first() {
+    let server = Server {
+        slots: 16,
+        prompt_ms: 40.0,
+        step: |_| 10.0,
+        jitter: 0.1,
+    };
+    let mut level = server.level(8, 40);
+    (level.client.limited, level.client.reason) = (true, "its event loop was late".into());
+    let report = Report::from_levels(&[server.level(1, 5), level], Context::default());
+    assert_eq!(
+        (report.findings()[0].id.as_str(), report.findings()[0].level),
+        ("client_limited", Some(8.0))
+    );
+    assert!(
+        report
+            .summary_text()
+            .contains("load generator was the limit")
+    );
+}
