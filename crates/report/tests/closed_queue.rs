@@ -202,3 +202,24 @@ fn a_client_at_its_limit_is_said_first() {
             .contains("load generator was the limit")
     );
 }
+
+#[test]
+fn requests_that_drift_apart_are_not_the_clients_fault() {
+    let server = Server {
+        slots: 1000,
+        prompt_ms: 40.0,
+        step: |b| 10.0 + 0.3 * b,
+        jitter: 0.2,
+    };
+    let levels: Vec<LevelResult> = [1, 5, 10, 25, 50, 100]
+        .iter()
+        .map(|c| server.level(*c, (5 * c).max(100)))
+        .collect();
+    let report = Report::new(bare(&levels), Context::default());
+    let blamed: Vec<_> = report
+        .findings()
+        .iter()
+        .filter(|f| f.id == "load_not_delivered")
+        .collect();
+    assert!(blamed.is_empty(), "{blamed:?}");
+}

@@ -1,6 +1,6 @@
 //! How throughput answers to load: the peak, where it grows with the load, where it stops growing.
 
-use super::Finding;
+use super::{Finding, Prediction};
 use crate::sweep::{Point, Sweep, clients};
 
 /// Throughput grows "linearly" while it grows with the load to this power at least.
@@ -134,11 +134,25 @@ pub fn plateau(sweep: &Sweep<'_>) -> Option<Finding> {
             (1.0 - waiting) * 100.0
         )
     };
-    Some(Finding::new("plateau", Some(first), mean, "output tok/s", format!(
+    let mut finding = Finding::new("plateau", Some(first), mean, "output tok/s", format!(
         "From {} to {} clients output stays between {low:.0} and {high:.0} tok/s while E2E goes from {:.2} to {:.2} s. {why}",
         first.load(), last.load(), first.e2e, last.e2e,
     )).within(Some((low, high))).advise(format!(
-        "Past {} clients more load buys waiting only: {:.0} output tok/s is this setup's capacity. Raise it with less work per token (smaller or better-supported weights, shorter context) or faster hardware.",
+        "Make a token cheaper (smaller or better-supported weights, shorter context) or take faster hardware. Past {} clients more load buys waiting only: {:.0} output tok/s is this setup's capacity.",
         first.load(), mean,
-    )))
+    ));
+    // Where the plateau starts nobody queues yet: what is not decoding stays as it is.
+    let n = sweep.output_tokens?;
+    let halved = first.e2e - (n - 1.0) * first.itl / 2.0;
+    finding.predicted.push(Prediction {
+        scenario: format!(
+            "{}, a step twice as fast (weights of half the bytes at best: upper bound)",
+            clients(first.load())
+        ),
+        metric: "output throughput".into(),
+        unit: "tok/s".into(),
+        before: first.output,
+        after: first.output * first.e2e / halved.max(first.e2e / 2.0),
+    });
+    Some(finding)
 }

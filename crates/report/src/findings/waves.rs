@@ -30,13 +30,15 @@ pub fn find(sweep: &Sweep<'_>) -> Vec<Finding> {
         // In lock-step the mean in flight is N / ceil(N / c); requests that drift apart are above it,
         // and a single wave drains from its first end on.
         let lockstep = n / (n / clients).ceil();
-        let single = waves <= 1.0 + 1e-9;
-        let (id, why) = if single {
+        // Drifted apart, the last ones end over up to one more round than the waves.
+        let drained = n / (waves + 1.0);
+        let explained = p.delivered >= EXPLAINED * lockstep.min(drained);
+        let (id, why) = if waves <= 1.0 + 1e-9 {
             (
                 "partial_last_wave",
                 format!("{n} requests are a single wave: as requests end, none follow."),
             )
-        } else if p.delivered >= EXPLAINED * lockstep && n % clients != 0.0 {
+        } else if explained && n % clients != 0.0 {
             (
                 "partial_last_wave",
                 format!(
@@ -45,8 +47,18 @@ pub fn find(sweep: &Sweep<'_>) -> Vec<Finding> {
                     n % clients
                 ),
             )
+        } else if explained {
+            (
+                "partial_last_wave",
+                format!(
+                    "Requests drift apart, so the last of {waves:.0} waves drains over up to a round: {drained:.1} to {clients} on average."
+                ),
+            )
         } else {
-            ("load_not_delivered", "The number of requests does not explain it: the client or the connection left places empty.".into())
+            (
+                "load_not_delivered",
+                "The number of requests does not explain it: the client or the connection left places empty.".into(),
+            )
         };
         found.push(Finding::new(id, Some(p), p.delivered, "requests in flight", format!(
             "Asked for {clients}, delivered {:.1} (requests/s x E2E). {why}", p.delivered,

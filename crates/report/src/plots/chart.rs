@@ -9,7 +9,7 @@ const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 540.0;
 const LEFT: f64 = 84.0;
 const RIGHT: f64 = 32.0;
-const TOP: f64 = 96.0;
+const TOP: f64 = 104.0;
 const BOTTOM: f64 = 64.0;
 /// Width of a character at 1 px of font size, about.
 const ADVANCE: f64 = 0.58;
@@ -73,7 +73,7 @@ pub struct Region {
 pub struct Rule {
     /// Where.
     pub x: f64,
-    /// Written at its foot.
+    /// Written above it.
     pub name: String,
 }
 
@@ -300,13 +300,6 @@ impl Chart {
                 out,
                 r##"<line x1="{x:.1}" y1="{TOP}" x2="{x:.1}" y2="{foot}" stroke="#3a4656" stroke-width="1.4" stroke-dasharray="3 4"/>"##
             );
-            let wide = rule.name.len() as f64 * 12.0 * ADVANCE;
-            let (x, anchor) = if x + wide + 8.0 > right {
-                (x - 6.0, "end")
-            } else {
-                (x + 6.0, "start")
-            };
-            text(out, x, foot - 10.0, 12.0, "#3a4656", anchor, &rule.name);
         }
     }
 
@@ -349,6 +342,11 @@ impl Chart {
     }
 
     fn draw_words(&self, out: &mut String, scale: &Scale) {
+        for rule in &self.rules {
+            let half = rule.name.len() as f64 * 12.0 * ADVANCE / 2.0;
+            let at = scale.x(rule.x).min(WIDTH - RIGHT - half);
+            haloed(out, at, TOP - 4.0, 12.0, "middle", &rule.name);
+        }
         for mark in &self.marks {
             let (x, y) = (scale.x(mark.x), scale.y(mark.y));
             let _ = write!(
@@ -376,7 +374,7 @@ impl Chart {
             );
         }
         let mut x = LEFT;
-        let y = TOP - 18.0;
+        let y = TOP - 24.0;
         let lines = self
             .series
             .iter()
