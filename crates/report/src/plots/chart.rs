@@ -357,12 +357,15 @@ impl Chart {
                 continue;
             }
             let wide = mark.name.chars().count() as f64 * 13.0 * ADVANCE;
-            // Above the ring; beside it at the top and at the right end, where lines come from below.
-            let beside = y < TOP + 22.0 || x + wide / 2.0 > WIDTH - RIGHT;
-            let (at, y, anchor) = match beside {
-                true if x - wide - 14.0 > LEFT => (x - 14.0, y + 4.5, "end"),
-                true => (x + 14.0, y + 4.5, "start"),
-                false => (x.max(LEFT + wide / 2.0 + 6.0), y - 15.0, "middle"),
+            // Above the ring and inside the frame; beside it where there is no room above.
+            let (at, y, anchor) = if y >= TOP + 22.0 {
+                let right = WIDTH - RIGHT - wide / 2.0;
+                let at = x.min(right).max(LEFT + wide / 2.0 + 6.0);
+                (at, y - 15.0, "middle")
+            } else if x - wide - 14.0 > LEFT {
+                (x - 14.0, y + 4.5, "end")
+            } else {
+                (x + 14.0, y + 4.5, "start")
             };
             haloed(
                 out,
