@@ -1,0 +1,214 @@
+//! Activations as signed bytes, in the order in which the kernels read them.
+//!
+//! A row is cut into blocks of 32 values, each with a scale. Rows are dealt into panels of
+//! nearly equal size; within a panel the same block of all rows lies together. What a row
+//! becomes does not depend on the panel it lies in, so results do not depend on the batch.
+
+use powerband_engine::EngineError;
+
+use crate::buffer::{Buffer, Parts};
+use crate::simd::Simd;
+
+/// Values in a block.
+pub const BLOCK: usize = 32;
+
+/// Rows that pass through a weight tile together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Panel {
+    /// First row.
+    pub start: usize,
+    /// Rows, at most [`Simd::PANEL`].
+    pub len: usize,
+}
+
+/// Deals `rows` rows into panels of at most `most`.
+pub fn panels(rows: usize, most: usize) -> impl Iterator<Item = Panel> {
+    let count = rows.div_ceil(most).max(1);
+    let (size, larger) = (rows / count, rows % count);
+    (0..count)
+        .map(move |i| Panel {
+            start: i * size + i.min(larger),
+            len: size + usize::from(i < larger),
+        })
+        .filter(|panel| panel.len > 0)
+}
+
+/// Quantised rows.
+#[derive(Debug)]
+pub struct Activations {
+    codes: Buffer<i8>,
+    scales: Buffer<f32>,
+    minus_sums: Buffer<i32>,
+    sums: Buffer<f32>,
+    panels: Vec<Panel>,
+    blocks: usize,
+}
+
+/// What a kernel reads for one panel of `len` rows: entry `b * len + r` is block `b` of row `r`.
+#[derive(Debug, Clone, Copy)]
+pub struct PanelData<'a> {
+    /// 32 bytes an entry.
+    pub codes: &'a [i8],
+    /// Scale of the bytes.
+    pub scales: &'a [f32],
+    /// Minus the sum of the bytes.
+    pub minus_sums: &'a [i32],
+    /// Scale times the sum of the bytes.
+    pub sums: &'a [f32],
+}
+
+impl Activations {
+    /// Room for `rows` rows of `cols` values.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(rows: usize, cols: usize) -> Result<Self, EngineError> {
+        let entries = rows * cols.div_ceil(BLOCK);
+        Ok(Self {
+            codes: Buffer::zeroed(entries * BLOCK)?,
+            scales: Buffer::zeroed(entries)?,
+            minus_sums: Buffer::zeroed(entries)?,
+            sums: Buffer::zeroed(entries)?,
+            panels: Vec::new(),
+            blocks: 0,
+        })
+    }
+
+    /// Lays out `rows` rows of `cols` values (padding included) in panels of at most `most`, to be
+    /// filled through the writer.
+    pub fn begin(&mut self, rows: usize, cols: usize, most: usize) -> Writer<'_> {
+        self.panels.clear();
+        self.panels.extend(panels(rows, most));
+        self.blocks = cols.div_ceil(BLOCK);
+        Writer {
+            codes: self.codes.parts(),
+            scales: self.scales.parts(),
+            minus_sums: self.minus_sums.parts(),
+            sums: self.sums.parts(),
+            panels: &self.panels,
+            blocks: self.blocks,
+        }
+    }
+
+    /// The panels of the rows that were laid out last.
+    pub fn panels(&self) -> &[Panel] {
+        &self.panels
+    }
+
+    /// Blocks of a row.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// A panel's data.
+    pub fn panel(&self, panel: Panel) -> PanelData<'_> {
+        let (start, len) = (panel.start * self.blocks, panel.len * self.blocks);
+        PanelData {
+            codes: &self.codes[start * BLOCK..][..len * BLOCK],
+            scales: &self.scales[start..][..len],
+            minus_sums: &self.minus_sums[start..][..len],
+            sums: &self.sums[start..][..len],
+        }
+    }
+}
+
+/// Fills rows, from any thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Writer<'a> {
+    codes: Parts<'a, i8>,
+    scales: Parts<'a, f32>,
+    minus_sums: Parts<'a, i32>,
+    sums: Parts<'a, f32>,
+    panels: &'a [Panel],
+    blocks: usize,
+}
+
+impl Writer<'_> {
+    /// Quantises `values` (whole blocks) as row `row`.
+    ///
+    /// # Safety
+    /// No other thread writes this row.
+    #[inline(always)]
+    pub unsafe fn row<S: Simd>(&self, s: S, row: usize, values: &[f32]) {
+        let at = self.panels.partition_point(|p| p.start <= row) - 1;
+        let panel = self.panels[at];
+        for (b, block) in values.chunks_exact(BLOCK).take(self.blocks).enumerate() {
+            let entry = panel.start * self.blocks + b * panel.len + (row - panel.start);
+            // SAFETY: an entry belongs to one row, which the caller writes alone; a block is two
+            // vectors.
+            unsafe {
+                let codes = self.codes.at(entry * BLOCK, BLOCK).as_mut_ptr();
+                let (x, y) = (s.load(block.as_ptr()), s.load(block.as_ptr().add(16)));
+                let largest = s.largest(s.max(s.abs(x), s.abs(y)));
+                let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+                let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
+                let scale = largest / 127.0;
+                let sum = s.store_i8(codes, s.mul(x, inverse))
+                    + s.store_i8(codes.add(16), s.mul(y, inverse));
+                self.scales.at(entry, 1)[0] = scale;
+                self.minus_sums.at(entry, 1)[0] = -sum;
+                self.sums.at(entry, 1)[0] = scale * sum as f32;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Isa, Kernel};
+
+    struct Fill<'a>(Writer<'a>, &'a [f32], usize);
+
+    impl Kernel for Fill<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (row, values) in self.1.chunks_exact(self.2).enumerate() {
+                // SAFETY: one thread.
+                unsafe { self.0.row(s, row, values) }
+            }
+        }
+    }
+
+    #[test]
+    fn panels_cover_the_rows_evenly() {
+        for rows in 1..100 {
+            let dealt: Vec<_> = panels(rows, 16).collect();
+            assert_eq!(dealt.len(), rows.div_ceil(16));
+            assert_eq!(dealt.iter().map(|p| p.len).sum::<usize>(), rows);
+            assert!(dealt.windows(2).all(|w| w[0].start + w[0].len == w[1].start));
+            assert!(dealt.iter().all(|p| p.len <= 16 && p.len >= rows / dealt.len()));
+        }
+        assert_eq!(panels(0, 16).count(), 0);
+    }
+
+    #[test]
+    fn a_block_comes_back_within_half_a_step() {
+        let (rows, cols) = (5, 64);
+        let values: Vec<f32> = (0..rows * cols)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.1)
+            .collect();
+        for isa in Isa::all() {
+            let mut acts = Activations::new(rows, cols).unwrap();
+            isa.run(Fill(acts.begin(rows, cols, 3), &values, cols));
+            for &panel in acts.panels() {
+                let data = acts.panel(panel);
+                for r in 0..panel.len {
+                    for b in 0..2 {
+                        let entry = b * panel.len + r;
+                        let codes = &data.codes[entry * 32..][..32];
+                        let sum: i32 = codes.iter().map(|c| i32::from(*c)).sum();
+                        let scale = data.scales[entry];
+                        assert_eq!(data.minus_sums[entry], -sum);
+                        assert_eq!(data.sums[entry], scale * sum as f32);
+                        let wanted = &values[(panel.start + r) * cols + b * 32..][..32];
+                        for (c, x) in codes.iter().zip(wanted) {
+                            assert!((f32::from(*c) * scale - x).abs() <= scale * 0.501);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

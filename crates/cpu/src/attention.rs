@@ -1,0 +1,366 @@
+//! Attention over the paged cache, for decoding sequences and prompt chunks alike.
+//!
+//! A task is some consecutive queries of a sequence under one key/value head: the query heads
+//! that share it are computed together, so keys and values are read once for all. Each query's
+//! scores are added up element by element, its weights block by block and its output key by key,
+//! always from the first visible block on: chunking and batching change no bit.
+
+use std::cell::RefCell;
+
+use powerband_model::ModelSpec;
+
+use crate::buffer::{Parts, Rows};
+use crate::kv::{BLOCK_SIZE, Element, KvCache, Layout, with_element};
+use crate::linear::each;
+use crate::ops;
+use crate::simd::{Isa, Kernel, Simd};
+use crate::threads::Pool;
+
+/// Query rows (queries times heads that share keys) that a task aims at.
+const TASK_ROWS: usize = 12;
+
+/// What a layer's attention is like.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Query heads for each key/value head.
+    pub group: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Soft cap on the scores.
+    pub softcap: Option<f32>,
+    /// Keys that a query sees, itself included.
+    pub window: Option<usize>,
+}
+
+impl Shape {
+    /// That of layer `layer`.
+    pub fn of(spec: &ModelSpec, layer: usize) -> Self {
+        Self {
+            group: spec.num_heads / spec.num_kv_heads,
+            scale: spec.attention_scale,
+            softcap: spec.attention_softcap,
+            window: spec.sliding_window.filter(|_| spec.is_sliding(layer)),
+        }
+    }
+}
+
+/// Consecutive queries of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Queries<'a> {
+    /// Row of the first in the batch.
+    pub row: usize,
+    /// How many.
+    pub len: usize,
+    /// Position of the first.
+    pub start: usize,
+    /// The sequence's blocks from position 0 on.
+    pub blocks: &'a [u32],
+}
+
+/// Cuts the sequences of a batch into tasks.
+pub fn tasks<'a>(sequences: &[Queries<'a>], group: usize, out: &mut Vec<Queries<'a>>) {
+    let most = (TASK_ROWS / group).max(1);
+    for sequence in sequences {
+        for first in (0..sequence.len).step_by(most) {
+            out.push(Queries {
+                row: sequence.row + first,
+                len: most.min(sequence.len - first),
+                start: sequence.start + first,
+                blocks: sequence.blocks,
+            });
+        }
+    }
+}
+
+/// Attends for all tasks: reads queries from the rows of `q`, where head `h` begins at
+/// `h * head_dim`, and writes the heads' outputs the same way to `out`.
+pub fn attend(
+    pool: &mut Pool,
+    isa: Isa,
+    (cache, layer): (&KvCache, usize),
+    shape: Shape,
+    tasks: &[Queries<'_>],
+    q: &Rows,
+    out: &mut Rows,
+) {
+    let layout = cache.layout;
+    let stride = out.stride;
+    let out = out.data.parts();
+    pool.run(tasks.len() * layout.heads, |task| {
+        isa.run(Task {
+            cache: &cache.layers[layer],
+            layout,
+            shape,
+            queries: tasks[task / layout.heads],
+            head: task % layout.heads,
+            q,
+            out,
+            stride,
+        });
+    });
+}
+
+thread_local! {
+    /// A task's queries, scores and outputs.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Task<'a> {
+    cache: &'a [u8],
+    layout: Layout,
+    shape: Shape,
+    queries: Queries<'a>,
+    head: usize,
+    q: &'a Rows,
+    out: Parts<'a, f32>,
+    stride: usize,
+}
+
+impl Kernel for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            with_element!(self.layout.dtype, E => attend_task::<S, E>(s, &self, scratch));
+        });
+    }
+}
+
+/// First key and end of the keys that the query at `position` sees.
+#[inline(always)]
+fn visible(shape: &Shape, position: usize) -> (usize, usize) {
+    let first = shape
+        .window
+        .map_or(0, |window| (position + 1).saturating_sub(window));
+    (first, position + 1)
+}
+
+#[inline(always)]
+fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32>) {
+    let (shape, layout, queries) = (&task.shape, &task.layout, task.queries);
+    let (dim, padded) = (layout.head_dim, layout.padded());
+    let rows = queries.len * shape.group;
+    let first_block = visible(shape, queries.start).0 / BLOCK_SIZE;
+    let end = queries.start + queries.len;
+    let width = end.div_ceil(BLOCK_SIZE) * BLOCK_SIZE - first_block * BLOCK_SIZE;
+    let blocks = &queries.blocks[first_block..end.div_ceil(BLOCK_SIZE)];
+
+    scratch.resize((rows * (2 * padded + width)).max(scratch.len()), 0.0);
+    let (q, rest) = scratch.split_at_mut(rows * padded);
+    let (sums, rest) = rest.split_at_mut(rows * padded);
+    let scores = &mut rest[..rows * width];
+
+    // Row `t * group + g` is head `g` of query `t`.
+    for (row, q) in q.chunks_exact_mut(padded).enumerate() {
+        let (t, g) = (row / shape.group, row % shape.group);
+        let from = &task.q.row(queries.row + t)[(task.head * shape.group + g) * dim..][..dim];
+        for (to, x) in q.iter_mut().zip(from) {
+            *to = x * shape.scale;
+        }
+    }
+    let part = |block: u32, values: bool| {
+        let at = layout.keys_at(block, task.head) + usize::from(values) * layout.part_bytes();
+        task.cache[at..][..layout.part_bytes()].as_ptr()
+    };
+
+    for (b, &block) in blocks.iter().enumerate() {
+        let keys = part(block, false);
+        let mut row = 0;
+        while row < rows {
+            // Even groups keep more sums in flight than full ones and a remainder.
+            let groups = (rows - row).div_ceil(8.min(S::PANEL));
+            let count = (rows - row).div_ceil(groups);
+            let q = q[row * padded..].as_ptr();
+            let to = scores[row * width + b * BLOCK_SIZE..].as_mut_ptr();
+            // SAFETY: `count` rows of `q` and of scores from here on, and a head's keys.
+            unsafe {
+                match count {
+                    1 => score::<S, E, 1>(s, q, padded, dim, keys, to, width),
+                    2 => score::<S, E, 2>(s, q, padded, dim, keys, to, width),
+                    3 => score::<S, E, 3>(s, q, padded, dim, keys, to, width),
+                    4 => score::<S, E, 4>(s, q, padded, dim, keys, to, width),
+                    5 if S::PANEL > 4 => score::<S, E, 5>(s, q, padded, dim, keys, to, width),
+                    6 if S::PANEL > 4 => score::<S, E, 6>(s, q, padded, dim, keys, to, width),
+                    7 if S::PANEL > 4 => score::<S, E, 7>(s, q, padded, dim, keys, to, width),
+                    _ => score::<S, E, 8>(s, q, padded, dim, keys, to, width),
+                }
+            }
+            row += count;
+        }
+    }
+
+    let mut inverse = [0.0f32; 64];
+    for row in 0..rows {
+        let (low, high) = visible(shape, queries.start + row / shape.group);
+        let from = first_block * BLOCK_SIZE;
+        let scores = &mut scores[row * width..][..width];
+        let sum = softmax(s, scores, low - from, high - from, shape.softcap);
+        inverse[row % 64] = sum.recip();
+        // Groups beyond 64 heads keep their factor in the first score, which is scaled instead.
+        if rows > 64 {
+            for p in scores.iter_mut() {
+                *p *= sum.recip();
+            }
+        }
+    }
+
+    sums.fill(0.0);
+    let lanes = padded / 16;
+    let wide = lanes.is_multiple_of(4);
+    let mut row = 0;
+    while row < rows {
+        let count = (S::PANEL / 4).min(rows - row).max(1);
+        for lane in (0..lanes).step_by(if wide { 4 } else { 1 }) {
+            let p = scores[row * width..].as_ptr();
+            let to = sums[row * padded + lane * 16..].as_mut_ptr();
+            let chunk = Chunk {
+                blocks,
+                keys: end - first_block * BLOCK_SIZE,
+                part: &part,
+                offset: lane * 16 * E::BYTES,
+                row_bytes: padded * E::BYTES,
+            };
+            // SAFETY: `count` rows of scores and sums from here on; `lane` is inside a head.
+            unsafe {
+                match (count, wide) {
+                    (1, true) => weigh::<S, E, 1, 4>(s, &chunk, p, width, to, padded),
+                    (2, true) => weigh::<S, E, 2, 4>(s, &chunk, p, width, to, padded),
+                    (3, true) => weigh::<S, E, 3, 4>(s, &chunk, p, width, to, padded),
+                    (_, true) => weigh::<S, E, 4, 4>(s, &chunk, p, width, to, padded),
+                    (1, false) => weigh::<S, E, 1, 1>(s, &chunk, p, width, to, padded),
+                    (2, false) => weigh::<S, E, 2, 1>(s, &chunk, p, width, to, padded),
+                    (3, false) => weigh::<S, E, 3, 1>(s, &chunk, p, width, to, padded),
+                    (_, false) => weigh::<S, E, 4, 1>(s, &chunk, p, width, to, padded),
+                }
+            }
+        }
+        row += count;
+    }
+    for (row, sums) in sums.chunks_exact(padded).enumerate() {
+        let (t, g) = (row / shape.group, row % shape.group);
+        let at = (queries.row + t) * task.stride + (task.head * shape.group + g) * dim;
+        let factor = if rows > 64 { 1.0 } else { inverse[row] };
+        // SAFETY: this head of this query is this task's alone.
+        let out = unsafe { task.out.at(at, dim) };
+        for (to, x) in out.iter_mut().zip(sums) {
+            *to = x * factor;
+        }
+    }
+}
+
+/// Scores of `T` query rows with the 16 keys of a block.
+///
+/// # Safety
+/// `T` rows of `q` (`stride` apart) and of `to` (`width` apart), a head's keys at `keys`.
+#[inline(always)]
+unsafe fn score<S: Simd, E: Element, const T: usize>(
+    s: S,
+    q: *const f32,
+    stride: usize,
+    dim: usize,
+    keys: *const u8,
+    to: *mut f32,
+    width: usize,
+) {
+    let mut acc = [s.splat(0.0); T];
+    for i in 0..dim {
+        // SAFETY: element `i` of 16 keys and of each query.
+        unsafe {
+            let k = E::load(s, keys.add(i * BLOCK_SIZE * E::BYTES));
+            each!(t, {
+                acc[t] = s.fma(k, s.splat(*q.add(t * stride + i)), acc[t]);
+            });
+        }
+    }
+    // SAFETY: 16 scores of each row.
+    each!(t, { unsafe { s.store(to.add(t * width), acc[t]) } });
+}
+
+/// Turns scores into weights `e^(score - largest)`, 0 outside `low..high`; returns their sum.
+#[inline(always)]
+fn softmax<S: Simd>(
+    s: S,
+    scores: &mut [f32],
+    low: usize,
+    high: usize,
+    softcap: Option<f32>,
+) -> f32 {
+    let mut largest = s.splat(f32::NEG_INFINITY);
+    for (b, scores) in scores.chunks_exact_mut(BLOCK_SIZE).enumerate() {
+        let first = b * BLOCK_SIZE;
+        // SAFETY: 16 scores.
+        unsafe {
+            let mut v = s.load(scores.as_ptr());
+            if let Some(cap) = softcap {
+                v = ops::softcap(s, v, cap);
+            }
+            let (low, high) = (low.saturating_sub(first), high.saturating_sub(first));
+            v = s.within(low, high, v, f32::NEG_INFINITY);
+            s.store(scores.as_mut_ptr(), v);
+            largest = s.max(largest, v);
+        }
+    }
+    let largest = s.splat(s.largest(largest));
+    let mut sum = s.splat(0.0);
+    for scores in scores.chunks_exact_mut(BLOCK_SIZE) {
+        // SAFETY: 16 scores.
+        unsafe {
+            let p = ops::exp(s, s.sub(s.load(scores.as_ptr()), largest));
+            s.store(scores.as_mut_ptr(), p);
+            sum = s.add(sum, p);
+        }
+    }
+    s.sum(sum)
+}
+
+/// A run of vectors of the values of all visible blocks.
+struct Chunk<'a, P> {
+    blocks: &'a [u32],
+    /// Keys in these blocks that exist.
+    keys: usize,
+    /// A head's values in a block.
+    part: &'a P,
+    /// First byte in a position's values.
+    offset: usize,
+    /// Bytes from one position to the next.
+    row_bytes: usize,
+}
+
+/// Adds to `T` rows of `to` the values weighted by `T` rows of `p`, `C` vectors wide. Keys beyond
+/// the last are not read: what a block held before may not be a number.
+///
+/// # Safety
+/// `T` rows of `p` (`width` apart) and of `to` (`stride` apart, `C` vectors wide).
+#[inline(always)]
+unsafe fn weigh<S: Simd, E: Element, const T: usize, const C: usize>(
+    s: S,
+    chunk: &Chunk<'_, impl Fn(u32, bool) -> *const u8>,
+    p: *const f32,
+    width: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let mut acc = [[s.splat(0.0); C]; T];
+    for (b, &block) in chunk.blocks.iter().enumerate() {
+        let values = (chunk.part)(block, true);
+        let first = b * BLOCK_SIZE;
+        for j in 0..BLOCK_SIZE.min(chunk.keys - first) {
+            // SAFETY: position `j` of the block, weight `first + j` of each row.
+            unsafe {
+                let from = values.add(j * chunk.row_bytes + chunk.offset);
+                let v: [S::F; C] = std::array::from_fn(|c| E::load(s, from.add(c * 16 * E::BYTES)));
+                each!(t, {
+                    let weight = s.splat(*p.add(t * width + first + j));
+                    acc[t] = std::array::from_fn(|c| s.fma(weight, v[c], acc[t][c]));
+                });
+            }
+        }
+    }
+    each!(t, {
+        for c in 0..C {
+            // SAFETY: row `t` of the output is `C` vectors wide.
+            unsafe { s.store(to.add(t * stride + c * 16), acc[t][c]) }
+        }
+    });
+}

@@ -1,0 +1,250 @@
+//! The paged cache of keys and values.
+//!
+//! A block holds 16 positions of one layer. Within it each key/value head has its keys
+//! transposed (16 positions of element 0, then of element 1, ...), so that a vector holds the
+//! same element of 16 keys and scores need no sums across lanes; then its values, position by
+//! position. Heads are padded to whole vectors. Memory is real only once a block is used.
+
+use half::{bf16, f16};
+use powerband_engine::{EngineError, KvCacheDtype};
+
+use crate::buffer::{Buffer, Parts};
+use crate::simd::Simd;
+
+/// Positions in a block.
+pub const BLOCK_SIZE: usize = 16;
+
+/// A stored element type.
+pub trait Element: Copy {
+    /// Bytes of one.
+    const BYTES: usize;
+
+    /// 16 elements.
+    ///
+    /// # Safety
+    /// `from` is good for `16 * BYTES` bytes.
+    unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F;
+
+    /// Stores one element in `BYTES` bytes.
+    fn put(x: f32, to: &mut [u8]);
+}
+
+macro_rules! element {
+    ($name:ident, $bytes:literal, $load:ident, |$x:ident| $put:expr) => {
+        #[doc = concat!("Elements of ", stringify!($bytes), " bytes.")]
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name;
+
+        impl Element for $name {
+            const BYTES: usize = $bytes;
+
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F {
+                // SAFETY: the trait's contract.
+                unsafe { s.$load(from.cast()) }
+            }
+
+            #[inline(always)]
+            fn put($x: f32, to: &mut [u8]) {
+                to.copy_from_slice(&$put);
+            }
+        }
+    };
+}
+
+element!(F32, 4, load, |x| x.to_le_bytes());
+element!(F16, 2, load_f16, |x| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes());
+element!(BF16, 2, load_bf16, |x| bf16::from_f32(x).to_le_bytes());
+element!(E5M2, 1, load_e5m2, |x| [to_e5m2(x)]);
+element!(E4M3, 1, load_e4m3, |x| [to_e4m3(x)]);
+
+/// Nearest fp8 of 5 exponent bits (largest value 57344); ties to even, large values become the
+/// largest finite one.
+pub fn to_e5m2(x: f32) -> u8 {
+    to_fp8(x, 2, -14, 57344.0)
+}
+
+/// Nearest fp8 of 4 exponent bits (largest value 448); ties to even, large values become the
+/// largest finite one.
+pub fn to_e4m3(x: f32) -> u8 {
+    to_fp8(x, 3, -6, 448.0)
+}
+
+/// Eight bits: sign, exponent, `mantissa` bits; exponents below `least` are subnormal.
+#[inline(always)]
+fn to_fp8(x: f32, mantissa: u32, least: i32, largest: f32) -> u8 {
+    if x.is_nan() {
+        return 0x7f;
+    }
+    let sign = if x.is_sign_negative() { 0x80 } else { 0 };
+    let x = x.abs().min(largest);
+    let exponent = ((x.to_bits() >> 23) as i32 - 127).max(least);
+    let step = f32::from_bits(((exponent - mantissa as i32 + 127) as u32) << 23);
+    let steps = (x / step).round_ties_even() as u8;
+    // A full set of steps carries into the next exponent by itself.
+    sign | (((exponent - least) as u8) << mantissa) + steps
+}
+
+/// Calls `$body` with `$E` as the element type that `$dtype` names.
+macro_rules! with_element {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            powerband_engine::KvCacheDtype::F32 => {
+                type $E = crate::kv::F32;
+                $body
+            }
+            powerband_engine::KvCacheDtype::F16 => {
+                type $E = crate::kv::F16;
+                $body
+            }
+            powerband_engine::KvCacheDtype::BF16 => {
+                type $E = crate::kv::BF16;
+                $body
+            }
+            powerband_engine::KvCacheDtype::Fp8E5M2 => {
+                type $E = crate::kv::E5M2;
+                $body
+            }
+            powerband_engine::KvCacheDtype::Fp8E4M3 => {
+                type $E = crate::kv::E4M3;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
+/// Where things lie in a block.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Element type.
+    pub dtype: KvCacheDtype,
+    /// Key/value heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl Layout {
+    /// Width of a head as stored.
+    pub fn padded(&self) -> usize {
+        self.head_dim.next_multiple_of(16)
+    }
+
+    /// Bytes of a head's keys (or values) in a block.
+    pub fn part_bytes(&self) -> usize {
+        self.padded() * BLOCK_SIZE * self.dtype.bytes()
+    }
+
+    /// Bytes of a block of one layer.
+    pub fn block_bytes(&self) -> usize {
+        2 * self.heads * self.part_bytes()
+    }
+
+    /// First byte of a head's keys in a layer; its values follow `part_bytes` later.
+    #[inline(always)]
+    pub fn keys_at(&self, block: u32, head: usize) -> usize {
+        block as usize * self.block_bytes() + 2 * head * self.part_bytes()
+    }
+
+    /// Writes one position of all heads.
+    ///
+    /// # Safety
+    /// No other thread writes this position.
+    pub unsafe fn write(
+        &self,
+        layer: Parts<'_, u8>,
+        block: u32,
+        slot: usize,
+        (keys, values): (&[f32], &[f32]),
+    ) {
+        let dim = self.head_dim;
+        with_element!(self.dtype, E => for head in 0..self.heads {
+            let at = self.keys_at(block, head);
+            let k = &keys[head * dim..][..dim];
+            let v = &values[head * dim..][..dim];
+            for (i, x) in k.iter().enumerate() {
+                let at = at + (i * BLOCK_SIZE + slot) * E::BYTES;
+                // SAFETY: these bytes belong to this position.
+                E::put(*x, unsafe { layer.at(at, E::BYTES) });
+            }
+            let at = at + self.part_bytes() + slot * self.padded() * E::BYTES;
+            // SAFETY: as above.
+            let row = unsafe { layer.at(at, dim * E::BYTES) };
+            for (x, to) in v.iter().zip(row.chunks_exact_mut(E::BYTES)) {
+                E::put(*x, to);
+            }
+        });
+    }
+}
+
+/// Keys and values of all layers.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Where things lie.
+    pub layout: Layout,
+    /// Blocks in the pool.
+    pub num_blocks: usize,
+    /// One buffer a layer.
+    pub layers: Vec<Buffer<u8>>,
+}
+
+impl KvCache {
+    /// A cache of `num_blocks` blocks.
+    ///
+    /// # Errors
+    /// No such range of addresses.
+    pub fn new(layout: Layout, layers: usize, num_blocks: usize) -> Result<Self, EngineError> {
+        let bytes = num_blocks.saturating_mul(layout.block_bytes());
+        Ok(Self {
+            layout,
+            num_blocks,
+            layers: (0..layers)
+                .map(|_| Buffer::zeroed(bytes))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Portable;
+
+    fn decode(e4m3: bool, byte: u8) -> f32 {
+        let bytes = [byte; 16];
+        let mut out = [0.0; 16];
+        // SAFETY: 16 bytes, 16 values.
+        unsafe {
+            let v = if e4m3 {
+                E4M3::load(Portable, bytes.as_ptr())
+            } else {
+                E5M2::load(Portable, bytes.as_ptr())
+            };
+            Portable.store(out.as_mut_ptr(), v);
+        }
+        out[0]
+    }
+
+    #[test]
+    fn eight_bit_floats_round_to_the_nearest() {
+        for (e4m3, put, most) in [
+            (true, to_e4m3 as fn(f32) -> u8, 448.0),
+            (false, to_e5m2, 57344.0),
+        ] {
+            let all: Vec<f32> = (0..=255u8)
+                .map(|byte| decode(e4m3, byte))
+                .filter(|x| x.abs() <= most)
+                .collect();
+            for i in -3000..3000 {
+                let x = (i as f32 * 0.01).sinh() * 1e-3;
+                let got = decode(e4m3, put(x));
+                let nearest = all.iter().fold(f32::INFINITY, |best, y| best.min((x - y).abs()));
+                assert!((got - x).abs() <= nearest * 1.0001, "{x} became {got}");
+            }
+            assert_eq!(decode(e4m3, put(1e9)), most);
+            assert_eq!(decode(e4m3, put(-1e9)), -most);
+            assert!(all.iter().all(|&x| decode(e4m3, put(x)) == x));
+        }
+    }
+}

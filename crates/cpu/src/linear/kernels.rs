@@ -1,0 +1,244 @@
+//! One weight tile (16 output rows) times one panel of activations.
+//!
+//! Lane `i` of every vector is output row `i` of the tile. Each activation row has its own sum,
+//! added up in the order of the blocks, so its result is the same bits in a panel of any size.
+
+use super::pack::{Format, TILE};
+use crate::activations::PanelData;
+use crate::simd::Simd;
+
+/// Most rows in a panel of any instruction set.
+pub const MOST: usize = 16;
+
+/// A tile's results: 16 output rows for each row of the panel.
+pub type Sums = [[f32; TILE]; MOST];
+
+/// Repeats a block for `t` = 0, 1, ... below the constant `T`, unrolled, so that what it indexes
+/// by `t` stays in registers.
+macro_rules! each {
+    ($t:ident, $body:block) => {
+        each!(@ $t, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $t:ident, $body:block, $($n:literal)*) => {$({
+        #[allow(non_upper_case_globals)]
+        const $t: usize = $n;
+        if $t < T $body
+    })*};
+}
+pub(crate) use each;
+
+/// Calls `$f::<S, T>` with the constant `T` equal to the number `$len` in 1..=16.
+macro_rules! with_constant {
+    ($len:expr, $f:ident, $S:ident, $args:tt) => {
+        with_constant!(@ $len, $f, $S, $args, 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+    };
+    (@ $len:expr, $f:ident, $S:ident, $args:tt, $($n:literal)*) => {
+        match $len {
+            $($n if $n <= $S::PANEL => $f::<$S, $n> $args,)*
+            _ => unreachable!("a panel has 1 to PANEL rows"),
+        }
+    };
+}
+
+/// Where a tile's parts lie.
+#[derive(Debug, Clone, Copy)]
+pub struct TileData<'a> {
+    /// The tile's bytes.
+    pub bytes: &'a [u8],
+    /// How they are stored.
+    pub format: Format,
+    /// Blocks of a row (quantised) or its values.
+    pub length: usize,
+}
+
+/// `sums[t][i]` = row `i` of the tile times row `t` of the panel. `float` holds the panel's rows
+/// in f32, `stride` apart; quantised formats read `panel` instead.
+#[inline(always)]
+pub fn multiply<S: Simd>(
+    s: S,
+    tile: TileData<'_>,
+    rows: usize,
+    panel: Option<PanelData<'_>>,
+    (float, stride): (&[f32], usize),
+    sums: &mut Sums,
+) {
+    assert_eq!(tile.bytes.len(), tile.format.tile_bytes(tile.length));
+    assert!(rows <= S::PANEL);
+    if tile.format.is_quantised() {
+        let Some(panel) = panel else { return };
+        let entries = tile.length * rows;
+        assert!(panel.scales.len() >= entries && panel.codes.len() >= 32 * entries);
+        assert!(panel.minus_sums.len() >= entries && panel.sums.len() >= entries);
+        // SAFETY: the lengths were checked.
+        unsafe {
+            match tile.format {
+                Format::Q4 => with_constant!(rows, q4, S, (s, tile, panel, sums)),
+                Format::Q4Min => with_constant!(rows, q4_min, S, (s, tile, panel, sums)),
+                _ => with_constant!(rows, q8, S, (s, tile, panel, sums)),
+            }
+        }
+    } else {
+        assert!(float.len() >= (rows - 1) * stride + tile.length);
+        // SAFETY: the lengths were checked.
+        unsafe {
+            match tile.format {
+                Format::F16 => with_constant!(rows, f16, S, (s, tile, float, stride, sums)),
+                Format::BF16 => with_constant!(rows, bf16, S, (s, tile, float, stride, sums)),
+                _ => with_constant!(rows, f32, S, (s, tile, float, stride, sums)),
+            }
+        }
+    }
+}
+
+/// Weights `d (q - 8)`.
+///
+/// # Safety
+/// Tile and panel are as long as their formats say.
+#[inline(always)]
+unsafe fn q4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
+    let blocks = w.length;
+    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 256..].as_ptr());
+    let mut acc = [s.splat(0.0); T];
+    for b in 0..blocks {
+        // SAFETY: block `b` of tile and panel.
+        unsafe {
+            let p = codes.add(b * 256);
+            let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
+            let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
+            let (l0, l1, l2, l3) = (s.low(p0), s.low(p1), s.low(p2), s.low(p3));
+            let (h0, h1, h2, h3) = (s.high(p0), s.high(p1), s.high(p2), s.high(p3));
+            let d = s.load_f16(scales.add(b * 32).cast());
+            each!(t, {
+                let e = b * T + t;
+                let x = a.codes.as_ptr().add(e * 32);
+                let mut i = s.isplat(*a.minus_sums.as_ptr().add(e) * 8);
+                i = s.dot7(i, l0, x);
+                i = s.dot7(i, l1, x.add(4));
+                i = s.dot7(i, l2, x.add(8));
+                i = s.dot7(i, l3, x.add(12));
+                i = s.dot7(i, h0, x.add(16));
+                i = s.dot7(i, h1, x.add(20));
+                i = s.dot7(i, h2, x.add(24));
+                i = s.dot7(i, h3, x.add(28));
+                let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
+                acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
+            });
+        }
+    }
+    // SAFETY: a row of `sums` is 16 values.
+    each!(t, { unsafe { s.store(sums[t].as_mut_ptr(), acc[t]) } });
+}
+
+/// Weights `d q + m`.
+///
+/// # Safety
+/// As [`q4`].
+#[inline(always)]
+unsafe fn q4_min<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
+    let blocks = w.length;
+    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 256..].as_ptr());
+    let minima = w.bytes[blocks * 288..].as_ptr();
+    let mut acc = [s.splat(0.0); T];
+    for b in 0..blocks {
+        // SAFETY: block `b` of tile and panel.
+        unsafe {
+            let p = codes.add(b * 256);
+            let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
+            let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
+            let (l0, l1, l2, l3) = (s.low(p0), s.low(p1), s.low(p2), s.low(p3));
+            let (h0, h1, h2, h3) = (s.high(p0), s.high(p1), s.high(p2), s.high(p3));
+            let d = s.load_f16(scales.add(b * 32).cast());
+            let m = s.load_f16(minima.add(b * 32).cast());
+            each!(t, {
+                let e = b * T + t;
+                let x = a.codes.as_ptr().add(e * 32);
+                let mut i = s.isplat(0);
+                i = s.dot7(i, l0, x);
+                i = s.dot7(i, l1, x.add(4));
+                i = s.dot7(i, l2, x.add(8));
+                i = s.dot7(i, l3, x.add(12));
+                i = s.dot7(i, h0, x.add(16));
+                i = s.dot7(i, h1, x.add(20));
+                i = s.dot7(i, h2, x.add(24));
+                i = s.dot7(i, h3, x.add(28));
+                acc[t] = s.fma(m, s.splat(*a.sums.as_ptr().add(e)), acc[t]);
+                let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
+                acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
+            });
+        }
+    }
+    // SAFETY: a row of `sums` is 16 values.
+    each!(t, { unsafe { s.store(sums[t].as_mut_ptr(), acc[t]) } });
+}
+
+/// Weights `d q`, `q` stored as byte + 128.
+///
+/// # Safety
+/// As [`q4`].
+#[inline(always)]
+unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
+    let blocks = w.length;
+    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 512..].as_ptr());
+    let mut acc = [s.splat(0.0); T];
+    for b in 0..blocks {
+        // SAFETY: block `b` of tile and panel.
+        unsafe {
+            let p = codes.add(b * 512);
+            let w: [S::B; 8] = std::array::from_fn(|g| s.bytes(p.add(64 * g)));
+            let d = s.load_f16(scales.add(b * 32).cast());
+            each!(t, {
+                let e = b * T + t;
+                let x = a.codes.as_ptr().add(e * 32);
+                let mut i = s.begin8(*a.minus_sums.as_ptr().add(e));
+                i = s.dot8(i, w[0], x);
+                i = s.dot8(i, w[1], x.add(4));
+                i = s.dot8(i, w[2], x.add(8));
+                i = s.dot8(i, w[3], x.add(12));
+                i = s.dot8(i, w[4], x.add(16));
+                i = s.dot8(i, w[5], x.add(20));
+                i = s.dot8(i, w[6], x.add(24));
+                i = s.dot8(i, w[7], x.add(28));
+                let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
+                acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
+            });
+        }
+    }
+    // SAFETY: a row of `sums` is 16 values.
+    each!(t, { unsafe { s.store(sums[t].as_mut_ptr(), acc[t]) } });
+}
+
+/// A kernel for weights stored as numbers of `$bytes` bytes, 16 rows of each column together.
+macro_rules! float_kernel {
+    ($name:ident, $bytes:literal, $load:ident) => {
+        /// Floating-point weights.
+        ///
+        /// # Safety
+        /// The tile holds `length` columns and `x` `T` rows of as many values.
+        #[inline(always)]
+        unsafe fn $name<S: Simd, const T: usize>(
+            s: S,
+            w: TileData,
+            x: &[f32],
+            stride: usize,
+            sums: &mut Sums,
+        ) {
+            let (weights, x) = (w.bytes.as_ptr(), x.as_ptr());
+            let mut acc = [s.splat(0.0); T];
+            for k in 0..w.length {
+                // SAFETY: column `k`.
+                unsafe {
+                    let column = s.$load(weights.add(k * TILE * $bytes).cast());
+                    each!(t, {
+                        acc[t] = s.fma(column, s.splat(*x.add(t * stride + k)), acc[t]);
+                    });
+                }
+            }
+            // SAFETY: a row of `sums` is 16 values.
+            each!(t, { unsafe { s.store(sums[t].as_mut_ptr(), acc[t]) } });
+        }
+    };
+}
+
+float_kernel!(f32, 4, load);
+float_kernel!(f16, 2, load_f16);
+float_kernel!(bf16, 2, load_bf16);

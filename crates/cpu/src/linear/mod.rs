@@ -1,0 +1,247 @@
+//! Matrix times activations: one pass over the weights serves the whole batch.
+
+mod kernels;
+mod pack;
+
+#[cfg(test)]
+mod tests;
+
+use powerband_engine::EngineError;
+use powerband_model::Tensor;
+use powerband_model::spec::Activation;
+
+pub(crate) use kernels::each;
+use kernels::{MOST, Sums, TileData, multiply};
+use pack::{Packed, TILE};
+
+use crate::activations::{Activations, Panel, panels};
+use crate::buffer::{Parts, Rows};
+use crate::ops;
+use crate::simd::{Isa, Kernel, Simd};
+use crate::threads::Pool;
+
+/// Tasks a thread should find in a parallel loop: enough to even out, few enough to be cheap.
+const TASKS_PER_THREAD: usize = 6;
+
+/// One or more matrices of the same input width, computed together. Their outputs stand side by
+/// side in a row, each beginning at a multiple of 16.
+#[derive(Debug)]
+pub struct Linear {
+    parts: Vec<Packed>,
+}
+
+/// The input of a linear layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// Number of rows.
+    pub rows: usize,
+    /// The rows in f32.
+    pub float: &'a Rows,
+    /// The same rows, quantised; read only if [`Linear::needs_quantised`].
+    pub quantised: &'a Activations,
+}
+
+/// What happens to the results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// They replace what was there.
+    Set,
+    /// They are added to it (the residual stream).
+    Add,
+}
+
+impl Linear {
+    /// Packs matrices `[rows, cols]`; row `i` of matrix `m` is row `order(m, i)` of its tensor.
+    ///
+    /// # Errors
+    /// No memory, or input widths that differ.
+    pub fn pack(
+        pool: &mut Pool,
+        tensors: &[&Tensor],
+        order: impl Fn(usize, usize) -> usize + Sync,
+    ) -> Result<Self, EngineError> {
+        if let Some(odd) = tensors.iter().find(|t| t.cols() != tensors[0].cols()) {
+            let reason = format!("{} has {} columns, not as its like", odd.name, odd.cols());
+            return Err(EngineError::Config(reason));
+        }
+        let parts = tensors
+            .iter()
+            .enumerate()
+            .map(|(m, tensor)| Packed::new(pool, tensor, |row| order(m, row)))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { parts })
+    }
+
+    /// Input width.
+    pub fn cols(&self) -> usize {
+        self.parts.first().map_or(0, |part| part.cols)
+    }
+
+    /// Does it read the quantised form of its input?
+    pub fn needs_quantised(&self) -> bool {
+        self.parts.iter().any(|part| part.format.is_quantised())
+    }
+
+    /// Bytes in memory.
+    pub fn memory(&self) -> usize {
+        self.parts.iter().map(Packed::memory).sum()
+    }
+
+    /// Computes all matrices into the rows of `out`.
+    pub fn forward(
+        &self,
+        pool: &mut Pool,
+        isa: Isa,
+        input: Input<'_>,
+        out: &mut Rows,
+        store: Store,
+    ) {
+        let tiles: usize = self.parts.iter().map(Packed::tiles).sum();
+        let stride = out.stride;
+        let out = out.data.parts();
+        in_chunks(pool, tiles, |first, last| {
+            isa.run(Tiles {
+                linear: self,
+                input,
+                first,
+                last,
+                out,
+                stride,
+                store,
+            });
+        });
+    }
+
+    /// Computes `activation(gate x) * (up x)` into the rows of `out`.
+    pub fn forward_gated(
+        pool: &mut Pool,
+        isa: Isa,
+        (gate, up): (&Linear, &Linear),
+        activation: Activation,
+        input: Input<'_>,
+        out: &mut Rows,
+    ) {
+        let (gate, up) = (&gate.parts[0], &up.parts[0]);
+        let stride = out.stride;
+        let out = out.data.parts();
+        in_chunks(pool, gate.tiles().min(up.tiles()), |first, last| {
+            isa.run(GatedTiles {
+                gate,
+                up,
+                activation,
+                input,
+                first,
+                last,
+                out,
+                stride,
+            });
+        });
+    }
+}
+
+/// Calls `body(first, last)` for pieces of `0..tiles`, in parallel.
+fn in_chunks(pool: &mut Pool, tiles: usize, body: impl Fn(usize, usize) + Sync) {
+    let grain = tiles.div_ceil(pool.threads() * TASKS_PER_THREAD).max(1);
+    pool.run(tiles.div_ceil(grain), |task| {
+        body(task * grain, ((task + 1) * grain).min(tiles));
+    });
+}
+
+/// One tile times one panel.
+#[inline(always)]
+fn tile<S: Simd>(s: S, part: &Packed, tile: usize, panel: Panel, input: &Input, sums: &mut Sums) {
+    let data = TileData {
+        bytes: part.tile(tile),
+        format: part.format,
+        length: part.length,
+    };
+    let quantised = part
+        .format
+        .is_quantised()
+        .then(|| input.quantised.panel(panel));
+    let stride = input.float.stride;
+    let float = &input.float.data[panel.start * stride..];
+    multiply(s, data, panel.len, quantised, (float, stride), sums);
+}
+
+struct Tiles<'a> {
+    linear: &'a Linear,
+    input: Input<'a>,
+    first: usize,
+    last: usize,
+    out: Parts<'a, f32>,
+    stride: usize,
+    store: Store,
+}
+
+impl Kernel for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut sums = [[0.0; TILE]; MOST];
+        for number in self.first..self.last {
+            let (mut local, mut part) = (number, 0);
+            while local >= self.linear.parts[part].tiles() {
+                local -= self.linear.parts[part].tiles();
+                part += 1;
+            }
+            let part = &self.linear.parts[part];
+            for panel in panels(self.input.rows, S::PANEL) {
+                tile(s, part, local, panel, &self.input, &mut sums);
+                for (t, sums) in sums.iter().take(panel.len).enumerate() {
+                    let at = (panel.start + t) * self.stride + number * TILE;
+                    // SAFETY: these 16 columns are this task's alone; a row of sums is 16 values.
+                    unsafe {
+                        let to = self.out.at(at, TILE).as_mut_ptr();
+                        let mut v = s.load(sums.as_ptr());
+                        if self.store == Store::Add {
+                            v = s.add(s.load(to), v);
+                        }
+                        s.store(to, v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct GatedTiles<'a> {
+    gate: &'a Packed,
+    up: &'a Packed,
+    activation: Activation,
+    input: Input<'a>,
+    first: usize,
+    last: usize,
+    out: Parts<'a, f32>,
+    stride: usize,
+}
+
+impl Kernel for GatedTiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut gates = [[0.0; TILE]; MOST];
+        let mut ups = [[0.0; TILE]; MOST];
+        for number in self.first..self.last {
+            for panel in panels(self.input.rows, S::PANEL) {
+                tile(s, self.gate, number, panel, &self.input, &mut gates);
+                tile(s, self.up, number, panel, &self.input, &mut ups);
+                for t in 0..panel.len {
+                    let at = (panel.start + t) * self.stride + number * TILE;
+                    // SAFETY: as in `Tiles`.
+                    unsafe {
+                        let to = self.out.at(at, TILE).as_mut_ptr();
+                        let gate = s.load(gates[t].as_ptr());
+                        let gate = match self.activation {
+                            Activation::Silu => ops::silu(s, gate),
+                            Activation::GeluTanh => ops::gelu(s, gate),
+                        };
+                        s.store(to, s.mul(gate, s.load(ups[t].as_ptr())));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Rotary position embedding.
+//!
+//! Heads are rotated in pairs `(i, i + rotary_dim / 2)`. Checkpoints with pairs `(2 i, 2 i + 1)`
+//! have the rows of their query and key projections put in that order when they are packed, so
+//! that one loop over contiguous halves serves both.
+
+use powerband_model::spec::{ModelSpec, Rope, RopeScaling, RopeStyle};
+
+/// Cosines and sines of the positions seen so far.
+#[derive(Debug)]
+pub struct RopeTable {
+    frequencies: Vec<f32>,
+    /// A position's cosines, then its sines.
+    angles: Vec<f32>,
+}
+
+impl RopeTable {
+    /// The table of the layers that see everything, or of the sliding ones where they differ.
+    pub fn new(spec: &ModelSpec, sliding: bool) -> Self {
+        let local = spec.local_rope_theta.filter(|_| sliding);
+        let frequencies = match local {
+            Some(theta) => frequencies(&Rope {
+                theta,
+                scaling: RopeScaling::None,
+                ..spec.rope.clone()
+            }),
+            None => frequencies(&spec.rope),
+        };
+        Self {
+            frequencies,
+            angles: Vec::new(),
+        }
+    }
+
+    /// Fills the table up to `positions` positions.
+    pub fn reach(&mut self, positions: usize) {
+        let width = 2 * self.frequencies.len();
+        let have = self.angles.len() / width.max(1);
+        if have >= positions || width == 0 {
+            return;
+        }
+        // In large steps, so that decoding does not come here with each token.
+        for position in have..positions.next_multiple_of(256) {
+            let angle = |f: &f32| f64::from(*f) * position as f64;
+            let cosines = self.frequencies.iter().map(|f| angle(f).cos() as f32);
+            self.angles.extend(cosines);
+            let sines = self.frequencies.iter().map(|f| angle(f).sin() as f32);
+            self.angles.extend(sines);
+        }
+    }
+
+    /// Rotates the first `rotary_dim` elements of a head at `position`, which was reached.
+    #[inline(always)]
+    pub fn rotate(&self, position: usize, head: &mut [f32]) {
+        let half = self.frequencies.len();
+        let (cosines, sines) = self.angles[position * 2 * half..][..2 * half].split_at(half);
+        let (first, second) = head[..2 * half].split_at_mut(half);
+        for i in 0..half {
+            let (a, b) = (first[i], second[i]);
+            first[i] = a * cosines[i] - b * sines[i];
+            second[i] = b * cosines[i] + a * sines[i];
+        }
+    }
+}
+
+/// Radians a position of each pair.
+fn frequencies(rope: &Rope) -> Vec<f32> {
+    let pairs = rope.rotary_dim / 2;
+    let trained = (0..pairs).map(|i| {
+        let exponent = 2.0 * i as f64 / rope.rotary_dim as f64;
+        f64::from(rope.theta).powf(-exponent)
+    });
+    let scaled = trained.enumerate().map(|(i, f)| match &rope.scaling {
+        RopeScaling::None => f,
+        RopeScaling::Linear { factor } => f / f64::from(*factor),
+        RopeScaling::Factors(factors) => f / f64::from(factors[i]),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_context,
+        } => {
+            let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
+            let turns = *original_context as f64 * f / std::f64::consts::TAU;
+            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            f * keep + f / f64::from(*factor) * (1.0 - keep)
+        }
+    });
+    scaled.map(|f| f as f32).collect()
+}
+
+/// Which element of a stored head stands at place `i` of ours.
+pub fn stored_place(rope: &Rope, i: usize) -> usize {
+    let half = rope.rotary_dim / 2;
+    match rope.style {
+        RopeStyle::Interleaved if i < half => 2 * i,
+        RopeStyle::Interleaved if i < 2 * half => 2 * (i - half) + 1,
+        _ => i,
+    }
+}

@@ -1,0 +1,249 @@
+//! AVX2 with FMA and F16C: a vector is two registers.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// Proof that the CPU has AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// If the CPU has it.
+    pub fn detect() -> Option<Self> {
+        let all = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        all.then_some(Self(()))
+    }
+
+    /// Runs a kernel compiled with these instructions.
+    #[inline]
+    pub fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<K: Kernel>(s: Avx2, kernel: K) -> K::Output {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves that the CPU has the features.
+        unsafe { inner(self, kernel) }
+    }
+}
+
+type F = [__m256; 2];
+type I = [__m256i; 2];
+
+/// Lane functions of one expression each; `self` is the proof that their instructions exist, and
+/// pointers are the trait's contract.
+macro_rules! lanes {
+    ($(fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name($s $(, $arg: $type)*) $(-> $out)? {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe { $body }
+        }
+    )*};
+    ($(unsafe fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name($s $(, $arg: $type)*) $(-> $out)? {
+            // SAFETY: as above, and the caller vouches for the pointer.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// Sixteen f16 as f32.
+///
+/// # Safety
+/// The CPU has F16C.
+#[inline(always)]
+unsafe fn halves(bits: __m256i) -> F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        [
+            _mm256_cvtph_ps(_mm256_castsi256_si128(bits)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits)),
+        ]
+    }
+}
+
+/// Sixteen fp8 bytes as 16-bit integers.
+///
+/// # Safety
+/// The CPU has AVX2, 16 bytes at `from`.
+#[inline(always)]
+unsafe fn widen(from: *const u8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast())) }
+}
+
+/// Folds products of unsigned `w` and signed `a` by fours and adds them.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(w, a);
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+/// Numbers of the lanes.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn lane_numbers() -> I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        [first, _mm256_add_epi32(first, _mm256_set1_epi32(8))]
+    }
+}
+
+impl Simd for Avx2 {
+    type F = F;
+    type I = I;
+    type B = I;
+    const PANEL: usize = 4;
+
+    lanes! {
+        fn splat(self, x: f32) -> F = [_mm256_set1_ps(x); 2];
+        fn add(self, a: F, b: F) -> F = [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])];
+        fn sub(self, a: F, b: F) -> F = [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])];
+        fn mul(self, a: F, b: F) -> F = [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])];
+        fn div(self, a: F, b: F) -> F = [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])];
+        fn fma(self, a: F, b: F, c: F) -> F =
+            [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])];
+        fn max(self, a: F, b: F) -> F = [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])];
+        fn min(self, a: F, b: F) -> F = [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])];
+        fn abs(self, a: F) -> F = {
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
+        };
+        fn round(self, a: F) -> F = [_mm256_round_ps::<8>(a[0]), _mm256_round_ps::<8>(a[1])];
+        fn scale2(self, a: F, n: F) -> F = {
+            let power = |n: __m256| {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            };
+            [_mm256_mul_ps(a[0], power(n[0])), _mm256_mul_ps(a[1], power(n[1]))]
+        };
+        fn where_above(self, x: F, bound: f32, y: F) -> F = {
+            let bound = _mm256_set1_ps(bound);
+            [
+                _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x[0], bound), y[0]),
+                _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x[1], bound), y[1]),
+            ]
+        };
+        fn within(self, low: usize, high: usize, v: F, other: f32) -> F = {
+            let low = _mm256_set1_epi32(low.min(16) as i32 - 1);
+            let high = _mm256_set1_epi32(high.min(16) as i32);
+            let other = _mm256_set1_ps(other);
+            let pick = |lanes: __m256i, v: __m256| {
+                let inside =
+                    _mm256_and_si256(_mm256_cmpgt_epi32(lanes, low), _mm256_cmpgt_epi32(high, lanes));
+                _mm256_blendv_ps(other, v, _mm256_castsi256_ps(inside))
+            };
+            let lanes = lane_numbers();
+            [pick(lanes[0], v[0]), pick(lanes[1], v[1])]
+        };
+        fn sum(self, a: F) -> f32 = {
+            let eight = _mm256_add_ps(a[0], a[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        fn largest(self, a: F) -> f32 = {
+            let eight = _mm256_max_ps(a[0], a[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        fn isplat(self, x: i32) -> I = [_mm256_set1_epi32(x); 2];
+        fn to_f32(self, a: I) -> F = [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])];
+        fn low(self, b: I) -> I = {
+            let mask = _mm256_set1_epi8(15);
+            [_mm256_and_si256(b[0], mask), _mm256_and_si256(b[1], mask)]
+        };
+        fn high(self, b: I) -> I = {
+            let mask = _mm256_set1_epi8(15);
+            [
+                _mm256_and_si256(_mm256_srli_epi16::<4>(b[0]), mask),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(b[1]), mask),
+            ]
+        };
+    }
+
+    /// The signed bytes are restored in `dot8`, so that there is nothing to take away.
+    #[inline(always)]
+    fn begin8(self, _minus: i32) -> I {
+        self.isplat(0)
+    }
+
+    lanes! {
+        unsafe fn load(self, from: *const f32) -> F =
+            [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
+        unsafe fn store(self, to: *mut f32, v: F) = {
+            _mm256_storeu_ps(to, v[0]);
+            _mm256_storeu_ps(to.add(8), v[1]);
+        };
+        unsafe fn load_f16(self, from: *const u16) -> F = halves(_mm256_loadu_si256(from.cast()));
+        unsafe fn store_f16(self, to: *mut u16, v: F) = {
+            let bits = |v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm_storeu_si128(to.cast(), bits(v[0]));
+            _mm_storeu_si128(to.add(8).cast(), bits(v[1]));
+        };
+        unsafe fn load_bf16(self, from: *const u16) -> F = {
+            let eight = |from: *const u16| {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            };
+            [eight(from), eight(from.add(8))]
+        };
+        unsafe fn load_e5m2(self, from: *const u8) -> F =
+            halves(_mm256_slli_epi16::<8>(widen(from)));
+        unsafe fn load_e4m3(self, from: *const u8) -> F = {
+            let bits = widen(from);
+            let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(bits, _mm256_set1_epi16(0x7f)));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(bits, _mm256_set1_epi16(0x80)));
+            self.mul(halves(_mm256_or_si256(magnitude, sign)), self.splat(256.0))
+        };
+        unsafe fn bytes(self, from: *const u8) -> I = [
+            _mm256_loadu_si256(from.cast()),
+            _mm256_loadu_si256(from.add(32).cast()),
+        ];
+        unsafe fn dot7(self, acc: I, w: I, a: *const i8) -> I = {
+            let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+            [dot(acc[0], w[0], a), dot(acc[1], w[1], a)]
+        };
+        // Products of two full bytes overflow the 16-bit pairs, so the weight's sign moves to
+        // the activation: |w| <= 128 and |a| <= 127 stay below 2^15 in pairs.
+        unsafe fn dot8(self, acc: I, w: I, a: *const i8) -> I = {
+            let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+            let signed = |acc, w| {
+                let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                dot(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+            };
+            [signed(acc[0], w[0]), signed(acc[1], w[1])]
+        };
+        unsafe fn store_i8(self, to: *mut i8, v: F) -> i32 = {
+            let (q0, q1) = (_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            // Packing works within 128-bit halves; the permutation puts the quarters in order.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(q0, q1));
+            let bytes = _mm_packs_epi16(
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
+            _mm_storeu_si128(to.cast(), bytes);
+            let eight = _mm256_add_epi32(q0, q1);
+            let four = _mm_add_epi32(
+                _mm256_castsi256_si128(eight),
+                _mm256_extracti128_si256::<1>(eight),
+            );
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+        };
+    }
+}

@@ -1,0 +1,132 @@
+//! AVX-512 with VNNI: a vector is one register.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// If the CPU has it.
+    pub fn detect() -> Option<Self> {
+        let all = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        all.then_some(Self(()))
+    }
+
+    /// Runs a kernel compiled with these instructions.
+    #[inline]
+    pub fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn inner<K: Kernel>(s: Avx512, kernel: K) -> K::Output {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves that the CPU has the features.
+        unsafe { inner(self, kernel) }
+    }
+}
+
+/// Lane functions of one expression each; `self` is the proof that their instructions exist, and
+/// pointers are the trait's contract.
+macro_rules! lanes {
+    ($(fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name($s $(, $arg: $type)*) $(-> $out)? {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe { $body }
+        }
+    )*};
+    ($(unsafe fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name($s $(, $arg: $type)*) $(-> $out)? {
+            // SAFETY: as above, and the caller vouches for the pointer.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// Sixteen fp8 bytes as 16-bit integers.
+///
+/// # Safety
+/// The CPU has the instructions, 16 bytes at `from`.
+#[inline(always)]
+unsafe fn widen(from: *const u8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast())) }
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    const PANEL: usize = 16;
+
+    lanes! {
+        fn splat(self, x: f32) -> __m512 = _mm512_set1_ps(x);
+        fn add(self, a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        fn sub(self, a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        fn mul(self, a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        fn div(self, a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        fn max(self, a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        fn min(self, a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        fn abs(self, a: __m512) -> __m512 = _mm512_abs_ps(a);
+        fn round(self, a: __m512) -> __m512 = _mm512_roundscale_ps::<8>(a);
+        fn scale2(self, a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
+        fn where_above(self, x: __m512, bound: f32, y: __m512) -> __m512 = {
+            let mask = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(bound));
+            _mm512_maskz_mov_ps(mask, y)
+        };
+        fn within(self, low: usize, high: usize, v: __m512, other: f32) -> __m512 = {
+            let below = |n: usize| ((1u32 << n.min(16)) - 1) as u16;
+            _mm512_mask_mov_ps(_mm512_set1_ps(other), below(high) & !below(low), v)
+        };
+        fn sum(self, a: __m512) -> f32 = _mm512_reduce_add_ps(a);
+        fn largest(self, a: __m512) -> f32 = _mm512_reduce_max_ps(a);
+        fn isplat(self, x: i32) -> __m512i = _mm512_set1_epi32(x);
+        fn to_f32(self, a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+        fn low(self, b: __m512i) -> __m512i = _mm512_and_si512(b, _mm512_set1_epi8(15));
+        fn high(self, b: __m512i) -> __m512i =
+            _mm512_and_si512(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(15));
+        fn begin8(self, minus: i32) -> __m512i = _mm512_slli_epi32::<7>(_mm512_set1_epi32(minus));
+    }
+
+    lanes! {
+        unsafe fn load(self, from: *const f32) -> __m512 = _mm512_loadu_ps(from);
+        unsafe fn store(self, to: *mut f32, v: __m512) = _mm512_storeu_ps(to, v);
+        unsafe fn load_f16(self, from: *const u16) -> __m512 =
+            _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
+        unsafe fn store_f16(self, to: *mut u16, v: __m512) = {
+            let bits = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm256_storeu_si256(to.cast(), bits)
+        };
+        unsafe fn load_bf16(self, from: *const u16) -> __m512 = {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        };
+        unsafe fn load_e5m2(self, from: *const u8) -> __m512 =
+            _mm512_cvtph_ps(_mm256_slli_epi16::<8>(widen(from)));
+        unsafe fn load_e4m3(self, from: *const u8) -> __m512 = {
+            let bits = widen(from);
+            let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(bits, _mm256_set1_epi16(0x7f)));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(bits, _mm256_set1_epi16(0x80)));
+            let half = _mm512_cvtph_ps(_mm256_or_si256(magnitude, sign));
+            _mm512_mul_ps(half, _mm512_set1_ps(256.0))
+        };
+        unsafe fn bytes(self, from: *const u8) -> __m512i = _mm512_loadu_si512(from.cast());
+        unsafe fn dot7(self, acc: __m512i, w: __m512i, a: *const i8) -> __m512i =
+            _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a.cast::<i32>().read_unaligned()));
+        unsafe fn dot8(self, acc: __m512i, w: __m512i, a: *const i8) -> __m512i =
+            self.dot7(acc, w, a);
+        unsafe fn store_i8(self, to: *mut i8, v: __m512) -> i32 = {
+            let q = _mm512_cvtps_epi32(v);
+            _mm_storeu_si128(to.cast(), _mm512_cvtsepi32_epi8(q));
+            _mm512_reduce_add_epi32(q)
+        };
+    }
+}
