@@ -341,3 +341,17 @@ fn prompts_that_wait_for_each_other_are_no_queue_for_places() {
         get(&report, "admission_queue")
     );
 }
+
+#[test]
+fn a_peak_at_the_end_of_a_plateau_is_the_limit() {
+    let advice = |slots: f64| {
+        let report = Report::new(
+            closed_loop(&CLIENTS, slots, |_| 20.0, 50.0),
+            Context::default(),
+        );
+        (get(&report, "peak").advice.clone(), has(&report, "plateau"))
+    };
+    assert_eq!(advice(50.0), (String::new(), true));
+    let (more, plateau) = advice(1e9);
+    assert!(more.contains("Add higher levels") && !plateau, "{more}");
+}

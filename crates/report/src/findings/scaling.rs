@@ -40,7 +40,7 @@ pub fn peak(sweep: &Sweep<'_>) -> Option<Finding> {
             peak.output * peak.e2e * 1e3 / low,
         )
     });
-    let open = std::ptr::eq(peak, last) && sweep.points.len() > 1;
+    let open = std::ptr::eq(peak, last) && sweep.points.len() > 1 && plateau(sweep).is_none();
     Some(Finding::new("peak", Some(peak), peak.output, "output tok/s", evidence).within(interval).advise(if open {
         "The peak is at the highest level: the sweep has not shown the limit. Add higher levels."
     } else {
