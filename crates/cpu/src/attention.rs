@@ -121,9 +121,9 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            with_element!(self.layout.dtype, E => attend_task::<S, E>(s, &self, scratch));
-        });
+        let mut scratch = SCRATCH.take();
+        with_element!(self.layout.dtype, E => attend_task::<S, E>(s, &self, &mut scratch));
+        SCRATCH.set(scratch);
     }
 }
 
@@ -349,10 +349,15 @@ unsafe fn weigh<S: Simd, E: Element, const T: usize, const C: usize>(
             // SAFETY: position `j` of the block, weight `first + j` of each row.
             unsafe {
                 let from = values.add(j * chunk.row_bytes + chunk.offset);
-                let v: [S::F; C] = std::array::from_fn(|c| E::load(s, from.add(c * 16 * E::BYTES)));
+                let mut v = [s.splat(0.0); C];
+                for c in 0..C {
+                    v[c] = E::load(s, from.add(c * 16 * E::BYTES));
+                }
                 each!(t, {
                     let weight = s.splat(*p.add(t * width + first + j));
-                    acc[t] = std::array::from_fn(|c| s.fma(weight, v[c], acc[t][c]));
+                    for c in 0..C {
+                        acc[t][c] = s.fma(weight, v[c], acc[t][c]);
+                    }
                 });
             }
         }

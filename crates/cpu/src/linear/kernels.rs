@@ -184,7 +184,16 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
         // SAFETY: block `b` of tile and panel.
         unsafe {
             let p = codes.add(b * 512);
-            let w: [S::B; 8] = std::array::from_fn(|g| s.bytes(p.add(64 * g)));
+            let w = [
+                s.bytes(p),
+                s.bytes(p.add(64)),
+                s.bytes(p.add(128)),
+                s.bytes(p.add(192)),
+                s.bytes(p.add(256)),
+                s.bytes(p.add(320)),
+                s.bytes(p.add(384)),
+                s.bytes(p.add(448)),
+            ];
             let d = s.load_f16(scales.add(b * 32).cast());
             each!(t, {
                 let e = b * T + t;

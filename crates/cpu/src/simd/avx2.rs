@@ -89,16 +89,61 @@ unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
     }
 }
 
-/// Numbers of the lanes.
+// Closures would be compiled without the instructions, so helpers are functions.
+
+/// `v` in lanes `low..high`, `other` elsewhere.
 ///
 /// # Safety
 /// The CPU has AVX2.
 #[inline(always)]
-unsafe fn lane_numbers() -> I {
+unsafe fn pick(low: i32, high: i32, v: __m256, other: f32) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe {
-        let first = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        [first, _mm256_add_epi32(first, _mm256_set1_epi32(8))]
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let above = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(low - 1));
+        let below = _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lanes);
+        let inside = _mm256_castsi256_ps(_mm256_and_si256(above, below));
+        _mm256_blendv_ps(_mm256_set1_ps(other), v, inside)
+    }
+}
+
+/// `2^n`.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn power(n: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+    }
+}
+
+/// Eight bfloat16 values.
+///
+/// # Safety
+/// The CPU has AVX2, 16 bytes at `from`.
+#[inline(always)]
+unsafe fn bf16(from: *const u16) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+    }
+}
+
+/// As [`dot`] for `w` = signed byte + 128. Products of two full bytes overflow the 16-bit pairs,
+/// so the weight's sign moves to the activation: |w| <= 128 and |a| <= 127 stay below 2^15.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn dot_signed(acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+        dot(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
     }
 }
 
@@ -124,10 +169,6 @@ impl Simd for Avx2 {
         };
         fn round(self, a: F) -> F = [_mm256_round_ps::<8>(a[0]), _mm256_round_ps::<8>(a[1])];
         fn scale2(self, a: F, n: F) -> F = {
-            let power = |n: __m256| {
-                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
-            };
             [_mm256_mul_ps(a[0], power(n[0])), _mm256_mul_ps(a[1], power(n[1]))]
         };
         fn where_above(self, x: F, bound: f32, y: F) -> F = {
@@ -138,16 +179,8 @@ impl Simd for Avx2 {
             ]
         };
         fn within(self, low: usize, high: usize, v: F, other: f32) -> F = {
-            let low = _mm256_set1_epi32(low.min(16) as i32 - 1);
-            let high = _mm256_set1_epi32(high.min(16) as i32);
-            let other = _mm256_set1_ps(other);
-            let pick = |lanes: __m256i, v: __m256| {
-                let inside =
-                    _mm256_and_si256(_mm256_cmpgt_epi32(lanes, low), _mm256_cmpgt_epi32(high, lanes));
-                _mm256_blendv_ps(other, v, _mm256_castsi256_ps(inside))
-            };
-            let lanes = lane_numbers();
-            [pick(lanes[0], v[0]), pick(lanes[1], v[1])]
+            let (low, high) = (low.min(16) as i32, high.min(16) as i32);
+            [pick(low, high, v[0], other), pick(low - 8, high - 8, v[1], other)]
         };
         fn sum(self, a: F) -> f32 = {
             let eight = _mm256_add_ps(a[0], a[1]);
@@ -191,17 +224,12 @@ impl Simd for Avx2 {
         };
         unsafe fn load_f16(self, from: *const u16) -> F = halves(_mm256_loadu_si256(from.cast()));
         unsafe fn store_f16(self, to: *mut u16, v: F) = {
-            let bits = |v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
-            _mm_storeu_si128(to.cast(), bits(v[0]));
-            _mm_storeu_si128(to.add(8).cast(), bits(v[1]));
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]);
+            _mm_storeu_si128(to.cast(), low);
+            _mm_storeu_si128(to.add(8).cast(), high);
         };
-        unsafe fn load_bf16(self, from: *const u16) -> F = {
-            let eight = |from: *const u16| {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            };
-            [eight(from), eight(from.add(8))]
-        };
+        unsafe fn load_bf16(self, from: *const u16) -> F = [bf16(from), bf16(from.add(8))];
         unsafe fn load_e5m2(self, from: *const u8) -> F =
             halves(_mm256_slli_epi16::<8>(widen(from)));
         unsafe fn load_e4m3(self, from: *const u8) -> F = {
@@ -218,15 +246,9 @@ impl Simd for Avx2 {
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
             [dot(acc[0], w[0], a), dot(acc[1], w[1], a)]
         };
-        // Products of two full bytes overflow the 16-bit pairs, so the weight's sign moves to
-        // the activation: |w| <= 128 and |a| <= 127 stay below 2^15 in pairs.
         unsafe fn dot8(self, acc: I, w: I, a: *const i8) -> I = {
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
-            let signed = |acc, w| {
-                let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                dot(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
-            };
-            [signed(acc[0], w[0]), signed(acc[1], w[1])]
+            [dot_signed(acc[0], w[0], a), dot_signed(acc[1], w[1], a)]
         };
         unsafe fn store_i8(self, to: *mut i8, v: F) -> i32 = {
             let (q0, q1) = (_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));

@@ -83,11 +83,18 @@ impl Simd for Avx512 {
             _mm512_maskz_mov_ps(mask, y)
         };
         fn within(self, low: usize, high: usize, v: __m512, other: f32) -> __m512 = {
-            let below = |n: usize| ((1u32 << n.min(16)) - 1) as u16;
-            _mm512_mask_mov_ps(_mm512_set1_ps(other), below(high) & !below(low), v)
+            let below_high = ((1u32 << high.min(16)) - 1) as u16;
+            let below_low = ((1u32 << low.min(16)) - 1) as u16;
+            _mm512_mask_mov_ps(_mm512_set1_ps(other), below_high & !below_low, v)
         };
         fn sum(self, a: __m512) -> f32 = _mm512_reduce_add_ps(a);
-        fn largest(self, a: __m512) -> f32 = _mm512_reduce_max_ps(a);
+        fn largest(self, a: __m512) -> f32 = {
+            // The library's own reduction minds what is not a number, lane by lane.
+            let eight = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
         fn isplat(self, x: i32) -> __m512i = _mm512_set1_epi32(x);
         fn to_f32(self, a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
         fn low(self, b: __m512i) -> __m512i = _mm512_and_si512(b, _mm512_set1_epi8(15));

@@ -95,8 +95,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_i8(self, to: *mut i8, v: Self::F) -> i32;
 }
 
-/// Work that is compiled for every instruction set. `run` must be `#[inline(always)]`, or it
-/// is compiled without the instructions it asks for.
+/// Work that is compiled for every instruction set. `run` and all that it calls with lanes must
+/// be `#[inline(always)]` functions, not closures, or they are compiled without the instructions
+/// they ask for.
 pub trait Kernel {
     /// What it returns.
     type Output;
