@@ -177,8 +177,16 @@ mod tests {
             let dealt: Vec<_> = panels(rows, 16).collect();
             assert_eq!(dealt.len(), rows.div_ceil(16));
             assert_eq!(dealt.iter().map(|p| p.len).sum::<usize>(), rows);
-            assert!(dealt.windows(2).all(|w| w[0].start + w[0].len == w[1].start));
-            assert!(dealt.iter().all(|p| p.len <= 16 && p.len >= rows / dealt.len()));
+            assert!(
+                dealt
+                    .windows(2)
+                    .all(|w| w[0].start + w[0].len == w[1].start)
+            );
+            assert!(
+                dealt
+                    .iter()
+                    .all(|p| p.len <= 16 && p.len >= rows / dealt.len())
+            );
         }
         assert_eq!(panels(0, 16).count(), 0);
     }

@@ -157,7 +157,8 @@ fn embed(model: &Model, token: u32, row: &mut [f32]) -> Result<(), EngineError> 
         .dequantize_row(token as usize, row)
         .map_err(|error| EngineError::Executor(error.to_string()))?;
     if model.spec.embedding_scale != 1.0 {
-        row.iter_mut().for_each(|x| *x *= model.spec.embedding_scale);
+        row.iter_mut()
+            .for_each(|x| *x *= model.spec.embedding_scale);
     }
     Ok(())
 }
@@ -175,7 +176,14 @@ fn head(model: &Model, work: &mut Workspace, machine: &mut Machine, rows: &[usiz
         rows: Some(rows),
     });
     let input = &model.head;
-    prepare(machine, rows.len(), input, norm, &mut work.normed, &mut work.quantised);
+    prepare(
+        machine,
+        rows.len(),
+        input,
+        norm,
+        &mut work.normed,
+        &mut work.quantised,
+    );
     machine.profile.lap(Phase::Norm);
     let input = Input {
         rows: rows.len(),
@@ -183,7 +191,9 @@ fn head(model: &Model, work: &mut Workspace, machine: &mut Machine, rows: &[usiz
         quantised: &work.quantised,
     };
     let (pool, isa) = (&mut machine.pool, machine.isa);
-    model.head.forward(pool, isa, input, &mut work.logits, Store::Set);
+    model
+        .head
+        .forward(pool, isa, input, &mut work.logits, Store::Set);
     if let Some(cap) = spec.logit_softcap {
         let stride = work.logits.stride;
         let logits = work.logits.data.parts();
@@ -242,7 +252,9 @@ impl LayerStep<'_> {
         };
         let isa = machine.isa;
         let qkv = &mut work.qkv;
-        layer.qkv.forward(&mut machine.pool, isa, input, qkv, Store::Set);
+        layer
+            .qkv
+            .forward(&mut machine.pool, isa, input, qkv, Store::Set);
         machine.profile.lap(Phase::Qkv);
 
         let stride = work.qkv.stride;
@@ -346,8 +358,12 @@ impl LayerStep<'_> {
         in_rows(pool, rows, |first, last| {
             for row in first..last {
                 // SAFETY: each row is one task's.
-                let (branch, hidden) =
-                    unsafe { (branch.at(row * stride, stride), hidden.at(row * stride, stride)) };
+                let (branch, hidden) = unsafe {
+                    (
+                        branch.at(row * stride, stride),
+                        hidden.at(row * stride, stride),
+                    )
+                };
                 isa.run(NormAndAdd {
                     branch,
                     hidden,
@@ -386,10 +402,7 @@ impl Kernel for NormAndAdd<'_> {
 /// Calls `body(first, last)` for pieces of `0..rows`, in parallel if there are many.
 fn in_rows(pool: &mut Pool, rows: usize, body: impl Fn(usize, usize) + Sync) {
     pool.run(rows.div_ceil(ROWS_PER_TASK), |task| {
-        body(
-            task * ROWS_PER_TASK,
-            ((task + 1) * ROWS_PER_TASK).min(rows),
-        );
+        body(task * ROWS_PER_TASK, ((task + 1) * ROWS_PER_TASK).min(rows));
     });
 }
 

@@ -53,7 +53,10 @@ macro_rules! element {
 }
 
 element!(F32, 4, load, |x| x.to_le_bytes());
-element!(F16, 2, load_f16, |x| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes());
+element!(F16, 2, load_f16, |x| f16::from_f32(
+    x.clamp(-65504.0, 65504.0)
+)
+.to_le_bytes());
 element!(BF16, 2, load_bf16, |x| bf16::from_f32(x).to_le_bytes());
 element!(E5M2, 1, load_e5m2, |x| [to_e5m2(x)]);
 element!(E4M3, 1, load_e4m3, |x| [to_e4m3(x)]);
@@ -239,7 +242,9 @@ mod tests {
             for i in -3000..3000 {
                 let x = (i as f32 * 0.01).sinh() * 1e-3;
                 let got = decode(e4m3, put(x));
-                let nearest = all.iter().fold(f32::INFINITY, |best, y| best.min((x - y).abs()));
+                let nearest = all
+                    .iter()
+                    .fold(f32::INFINITY, |best, y| best.min((x - y).abs()));
                 assert!((got - x).abs() <= nearest * 1.0001, "{x} became {got}");
             }
             assert_eq!(decode(e4m3, put(1e9)), most);

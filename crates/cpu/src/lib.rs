@@ -7,6 +7,7 @@
 pub mod activations;
 pub mod attention;
 pub mod buffer;
+pub mod executor;
 mod forward;
 pub mod kv;
 pub mod linear;
@@ -19,6 +20,7 @@ pub mod runner;
 pub mod simd;
 pub mod threads;
 
+pub use executor::{CpuExecutor, SlotSampler};
 pub use forward::Chunk;
 pub use memory::MemoryBudget;
 pub use runner::{CpuOptions, Runner};

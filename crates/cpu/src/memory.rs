@@ -84,9 +84,7 @@ pub(crate) fn kv_blocks(
             )));
         }
         (Some(bytes), _) => bytes / block,
-        (None, Some(available)) => {
-            most.min((available as f64 * DEFAULT_SHARE) as usize / block)
-        }
+        (None, Some(available)) => most.min((available as f64 * DEFAULT_SHARE) as usize / block),
         (None, None) => most,
     };
     if blocks >= per_sequence {
@@ -116,9 +114,8 @@ pub(crate) fn available() -> Option<usize> {
         .parse::<usize>()
         .ok()?
         .checked_mul(1024)?;
-    let number = |path: &str| -> Option<usize> {
-        std::fs::read_to_string(path).ok()?.trim().parse().ok()
-    };
+    let number =
+        |path: &str| -> Option<usize> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
     let container = number("/sys/fs/cgroup/memory.max")
         .zip(number("/sys/fs/cgroup/memory.current"))
         .map(|(most, used)| most.saturating_sub(used));
@@ -159,10 +156,16 @@ mod tests {
     fn what_does_not_fit_names_a_value_that_does() {
         let least = 2048 * TOKEN;
         let error = blocks(Some(least - 1), 2048, None).unwrap_err();
-        assert!(error.contains(&format!("--kv-cache-memory-bytes {least} ")), "{error}");
+        assert!(
+            error.contains(&format!("--kv-cache-memory-bytes {least} ")),
+            "{error}"
+        );
         assert_eq!(blocks(Some(least), 2048, None), Ok(128));
         let error = blocks(Some(least), 2048, Some(least - 5)).unwrap_err();
-        assert!(error.contains(&format!("--kv-cache-memory-bytes {}", least - 5)), "{error}");
+        assert!(
+            error.contains(&format!("--kv-cache-memory-bytes {}", least - 5)),
+            "{error}"
+        );
     }
 
     #[test]

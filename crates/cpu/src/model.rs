@@ -185,7 +185,11 @@ impl Loader<'_> {
         ] {
             let stored = self.vector(&format!("{prefix}self_attn.{part}_proj.bias"), len)?;
             for (i, to) in bias[at..at + len].iter_mut().enumerate() {
-                *to = stored[if part == "v" { i } else { Self::head_row(spec, i) }];
+                *to = stored[if part == "v" {
+                    i
+                } else {
+                    Self::head_row(spec, i)
+                }];
             }
         }
         Ok(Some(bias))

@@ -12,7 +12,15 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     // Taylor's series of e^r on |r| <= ln(2) / 2.
     let mut p = s.splat(1.0 / 5040.0);
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for c in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = s.fma(p, r, s.splat(c));
     }
     s.where_above(x, -87.0, s.scale2(p, n))

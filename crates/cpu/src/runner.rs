@@ -70,7 +70,9 @@ impl Runner {
         check(spec, &options)?;
         let threads = options.threads.unwrap_or_else(default_threads);
         let pool = Pool::new(threads).map_err(|error| {
-            EngineError::Config(format!("cannot start {threads} threads (--threads): {error}"))
+            EngineError::Config(format!(
+                "cannot start {threads} threads (--threads): {error}"
+            ))
         })?;
         let mut machine = Machine {
             pool,
@@ -154,8 +156,7 @@ impl Runner {
     /// A chunk does not fit the limits, its blocks, the vocabulary or the context; nothing was
     /// computed then.
     pub fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<usize, EngineError> {
-        self.check_chunks(chunks)
-            .map_err(EngineError::Executor)?;
+        self.check_chunks(chunks).map_err(EngineError::Executor)?;
         forward(
             &mut self.model,
             &mut self.cache,
@@ -195,7 +196,9 @@ impl Runner {
             }
             let vocab = self.model.spec.vocab_size;
             if let Some(token) = chunk.tokens.iter().find(|t| **t as usize >= vocab) {
-                return Err(format!("token {token} is outside the vocabulary of {vocab}"));
+                return Err(format!(
+                    "token {token} is outside the vocabulary of {vocab}"
+                ));
             }
             let known = |block: &u32| (*block as usize) < self.cache.num_blocks;
             if chunk.blocks.len() * BLOCK_SIZE < end || !chunk.blocks.iter().all(known) {

@@ -101,9 +101,7 @@ impl Pool {
             return;
         }
         let shared = &*self.shared;
-        shared
-            .call
-            .store(call::<F> as *mut (), Ordering::Relaxed);
+        shared.call.store(call::<F> as *mut (), Ordering::Relaxed);
         shared
             .data
             .store((&raw const body).cast_mut().cast(), Ordering::Relaxed);
@@ -243,7 +241,9 @@ impl Shared {
 /// core where the kernel names siblings.
 pub fn default_threads() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-    physical_cores().map_or(allowed, |cores| cores.min(allowed)).max(1)
+    physical_cores()
+        .map_or(allowed, |cores| cores.min(allowed))
+        .max(1)
 }
 
 /// Distinct cores among the CPUs of the affinity mask.

@@ -122,7 +122,10 @@ fn a_row_is_the_same_bits_in_any_batch_and_on_any_thread() {
 
 #[test]
 fn parts_stand_at_multiples_of_sixteen_and_rows_can_be_reordered() {
-    let (a, b) = (tensor(DType::F32, 10, 32, 1), tensor(DType::Q8_0, 20, 32, 2));
+    let (a, b) = (
+        tensor(DType::F32, 10, 32, 1),
+        tensor(DType::Q8_0, 20, 32, 2),
+    );
     let mut pool = Pool::new(1).unwrap();
     let linear = Linear::pack(&mut pool, &[&a, &b], |m, row| match m {
         0 => 9 - row,

@@ -1,0 +1,336 @@
+//! Logits of random tiny models against a plain float forward pass.
+
+mod support;
+
+use powerband_cpu::simd::Isa;
+use powerband_cpu::{Chunk, CpuOptions, Runner};
+use powerband_engine::KvCacheDtype;
+use powerband_model::spec::{Activation, ModelSpec, RopeScaling, RopeStyle};
+use powerband_model::{DType, Weights};
+use support::{Noise, Reference, random_weights, tiny};
+
+fn options(kv_dtype: KvCacheDtype) -> CpuOptions {
+    CpuOptions {
+        threads: Some(2),
+        kv_dtype,
+        max_num_seqs: 50,
+        max_num_batched_tokens: 200,
+        max_model_len: 64,
+        ..CpuOptions::default()
+    }
+}
+
+fn prompt(len: usize, seed: u64, vocab: usize) -> Vec<u32> {
+    let mut noise = Noise(seed);
+    (0..len).map(|_| noise.below(vocab) as u32).collect()
+}
+
+/// Blocks of sequence `s`, out of order on purpose.
+fn blocks(s: usize) -> Vec<u32> {
+    (0..4).map(|b| (s * 4 + (b * 3 + 1) % 4) as u32).collect()
+}
+
+fn logits(runner: &mut Runner, tokens: &[u32], start: usize, s: usize) -> Vec<f32> {
+    let blocks = blocks(s);
+    let chunk = Chunk {
+        tokens,
+        start,
+        blocks: &blocks,
+        logits: true,
+    };
+    assert_eq!(runner.forward(&[chunk]).unwrap(), 1);
+    runner.logits(0).to_vec()
+}
+
+/// The largest difference, as a share of the wanted values' standard deviation.
+fn distance(got: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(got.len(), wanted.len());
+    let n = wanted.len() as f32;
+    let mean = wanted.iter().sum::<f32>() / n;
+    let spread = (wanted.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
+    let worst = got
+        .iter()
+        .zip(wanted)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(got.iter().all(|x| x.is_finite()));
+    worst / spread
+}
+
+/// A prompt, then five steps of decoding, compared with the reference after each.
+fn check(spec: &ModelSpec, weights: &Weights, options: CpuOptions, limit: f32, what: &str) {
+    let tokens = prompt(40, 7, spec.vocab_size);
+    let wanted = Reference::new(spec, weights).logits(&tokens);
+    let mut runner = Runner::new(spec, weights, options).unwrap();
+    let got = logits(&mut runner, &tokens[..35], 0, 3);
+    let error = distance(&got, &wanted[34]);
+    assert!(error < limit, "{what}: off by {error} after the prompt");
+    for at in 35..40 {
+        let got = logits(&mut runner, &tokens[at..=at], at, 3);
+        let error = distance(&got, &wanted[at]);
+        assert!(error < limit, "{what}: off by {error} at {at}");
+    }
+}
+
+fn check_exactly(spec: &ModelSpec, what: &str) {
+    let weights = random_weights(spec, DType::F32, 5);
+    check(spec, &weights, options(KvCacheDtype::F32), 2e-4, what);
+}
+
+#[test]
+fn shapes_of_heads() {
+    for (heads, kv_heads, dim) in [
+        (4, 4, 16),
+        (9, 3, 64),
+        (6, 1, 8),
+        (14, 2, 24),
+        (4, 1, 128),
+        (20, 1, 16),
+    ] {
+        for tied in [true, false] {
+            let mut spec = tiny();
+            (spec.num_heads, spec.num_kv_heads, spec.head_dim) = (heads, kv_heads, dim);
+            spec.rope.rotary_dim = dim;
+            spec.tie_embeddings = tied;
+            check_exactly(&spec, &format!("{heads}/{kv_heads} heads of {dim}"));
+        }
+    }
+    let mut odd = tiny();
+    (odd.hidden_size, odd.intermediate_size, odd.vocab_size) = (52, 70, 33);
+    check_exactly(&odd, "sizes that are no whole vectors");
+}
+
+#[test]
+fn rotary_styles_and_scalings() {
+    let scalings = [
+        RopeScaling::None,
+        RopeScaling::Linear { factor: 4.0 },
+        RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 32,
+        },
+        RopeScaling::Factors(vec![1.0, 1.5, 2.0, 4.0, 8.0, 8.0]),
+    ];
+    for style in [RopeStyle::Half, RopeStyle::Interleaved] {
+        for scaling in &scalings {
+            let mut spec = tiny();
+            spec.rope.style = style;
+            spec.rope.scaling = scaling.clone();
+            spec.rope.rotary_dim = 12;
+            (spec.qk_norm, spec.qkv_bias) = (true, true);
+            check_exactly(&spec, &format!("{style:?} {scaling:?}"));
+        }
+    }
+}
+
+#[test]
+fn what_families_add() {
+    let changes: [(&str, fn(&mut ModelSpec)); 9] = [
+        ("bias", |s| s.qkv_bias = true),
+        ("head norms", |s| s.qk_norm = true),
+        ("sandwich norms", |s| s.sandwich_norms = true),
+        ("norms plus one", |s| s.norm_plus_one = true),
+        ("gelu", |s| s.activation = Activation::GeluTanh),
+        ("attention cap", |s| s.attention_softcap = Some(2.0)),
+        ("logit cap", |s| s.logit_softcap = Some(3.0)),
+        ("embedding scale", |s| s.embedding_scale = 8.0),
+        ("two windows", |s| {
+            s.num_layers = 3;
+            s.sliding_window = Some(18);
+            s.sliding_pattern = 3;
+            s.local_rope_theta = Some(100.0);
+        }),
+    ];
+    let mut all = tiny();
+    for (what, change) in changes {
+        let mut spec = tiny();
+        change(&mut spec);
+        check_exactly(&spec, what);
+        change(&mut all);
+    }
+    check_exactly(&all, "all at once");
+}
+
+#[test]
+fn weight_formats() {
+    // Activations are bytes beside quantised weights: that is what the wider limit is for.
+    for (dtype, limit) in [
+        (DType::F32, 2e-4),
+        (DType::F16, 2e-4),
+        (DType::BF16, 2e-4),
+        (DType::Q8_0, 0.08),
+        (DType::Q4_0, 0.08),
+        (DType::Q4_1, 0.08),
+    ] {
+        for isa in Isa::all() {
+            let mut spec = tiny();
+            spec.qkv_bias = true;
+            let weights = random_weights(&spec, dtype, 9);
+            let options = CpuOptions {
+                isa: Some(isa),
+                ..options(KvCacheDtype::F32)
+            };
+            check(
+                &spec,
+                &weights,
+                options,
+                limit,
+                &format!("{} {}", dtype.name(), isa.name()),
+            );
+        }
+    }
+}
+
+#[test]
+fn cache_formats() {
+    for (dtype, limit) in [
+        (KvCacheDtype::F32, 2e-4),
+        (KvCacheDtype::F16, 5e-3),
+        (KvCacheDtype::BF16, 4e-2),
+        (KvCacheDtype::Fp8E4M3, 0.3),
+        (KvCacheDtype::Fp8E5M2, 0.6),
+    ] {
+        for isa in Isa::all() {
+            let spec = tiny();
+            let weights = random_weights(&spec, DType::F32, 5);
+            let options = CpuOptions {
+                isa: Some(isa),
+                ..options(dtype)
+            };
+            check(
+                &spec,
+                &weights,
+                options,
+                limit,
+                &format!("{dtype:?} {}", isa.name()),
+            );
+        }
+    }
+}
+
+/// The same bits alone and in a batch of 50, whole and in chunks, on one thread and on three.
+#[test]
+fn batching_and_chunking_change_no_bit() {
+    for dtype in [DType::Q4_1, DType::Q8_0, DType::BF16] {
+        let mut spec = tiny();
+        (spec.num_heads, spec.num_kv_heads) = (6, 2);
+        spec.head_dim = 64;
+        spec.rope.rotary_dim = 64;
+        spec.sliding_window = Some(20);
+        spec.sliding_pattern = 2;
+        let weights = random_weights(&spec, dtype, 11);
+        let prompts: Vec<_> = (0..50).map(|s| prompt(20 + s % 9, s as u64, 250)).collect();
+        for isa in Isa::all() {
+            let with = |threads| CpuOptions {
+                isa: Some(isa),
+                threads: Some(threads),
+                ..options(KvCacheDtype::F16)
+            };
+            let mut alone = Runner::new(&spec, &weights, with(1)).unwrap();
+            let mut wanted = Vec::new();
+            for (s, tokens) in prompts.iter().enumerate() {
+                let (first, last) = tokens.split_at(tokens.len() - 1);
+                logits(&mut alone, first, 0, s);
+                wanted.push(logits(&mut alone, last, first.len(), s));
+            }
+            let mut chunked = Runner::new(&spec, &weights, with(3)).unwrap();
+            for (s, tokens) in prompts.iter().enumerate() {
+                let cut = 1 + s % (tokens.len() - 1);
+                logits(&mut chunked, &tokens[..cut], 0, s);
+                let got = logits(&mut chunked, &tokens[cut..], cut, s);
+                assert_eq!(got, wanted[s], "chunked at {cut}, {}", isa.name());
+            }
+            let mut batched = Runner::new(&spec, &weights, with(2)).unwrap();
+            let all_blocks: Vec<_> = (0..50).map(blocks).collect();
+            for (s, tokens) in prompts.iter().enumerate() {
+                logits(&mut batched, &tokens[..tokens.len() - 1], 0, s);
+            }
+            let chunks: Vec<_> = prompts
+                .iter()
+                .zip(&all_blocks)
+                .map(|(tokens, blocks)| Chunk {
+                    tokens: &tokens[tokens.len() - 1..],
+                    start: tokens.len() - 1,
+                    blocks,
+                    logits: true,
+                })
+                .collect();
+            batched.forward(&chunks).unwrap();
+            for (s, wanted) in wanted.iter().enumerate() {
+                assert_eq!(batched.logits(s), wanted, "batched, {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let spec = tiny();
+    let weights = random_weights(&spec, DType::F32, 1);
+    let mut runner = Runner::new(&spec, &weights, options(KvCacheDtype::F32)).unwrap();
+    let blocks = [0, 1];
+    let good = Chunk {
+        tokens: &[1, 2],
+        start: 0,
+        blocks: &blocks,
+        logits: false,
+    };
+    assert_eq!(runner.forward(&[good]).unwrap(), 0);
+    let far = [1_000_000];
+    let bad = [
+        Chunk {
+            tokens: &[250],
+            ..good
+        },
+        Chunk {
+            tokens: &[],
+            ..good
+        },
+        Chunk { start: 31, ..good },
+        Chunk {
+            start: usize::MAX,
+            ..good
+        },
+        Chunk {
+            blocks: &far,
+            ..good
+        },
+    ];
+    for chunk in bad {
+        assert!(runner.forward(&[chunk]).is_err(), "{chunk:?}");
+    }
+    let long = vec![1; 201];
+    assert!(
+        runner
+            .forward(&[Chunk {
+                tokens: &long,
+                ..good
+            }])
+            .is_err()
+    );
+
+    let mut wrong = spec.clone();
+    wrong.hidden_size = 96;
+    let error = Runner::new(&wrong, &weights, options(KvCacheDtype::F32)).unwrap_err();
+    assert!(
+        error.to_string().contains("model.embed_tokens.weight"),
+        "{error}"
+    );
+    let zero = CpuOptions {
+        max_num_seqs: 0,
+        ..options(KvCacheDtype::F32)
+    };
+    let error = Runner::new(&spec, &weights, zero).unwrap_err();
+    assert!(error.to_string().contains("--max-num-seqs"), "{error}");
+    let little = CpuOptions {
+        kv_cache_bytes: Some(100),
+        ..options(KvCacheDtype::F32)
+    };
+    let error = Runner::new(&spec, &weights, little).unwrap_err();
+    assert!(
+        error.to_string().contains("--kv-cache-memory-bytes"),
+        "{error}"
+    );
+}
