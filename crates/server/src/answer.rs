@@ -9,7 +9,7 @@ use powerband_engine::TokenOutput;
 
 use crate::body::Body;
 use crate::error::ApiError;
-use crate::generation::{Delta, Finish, Generation};
+use crate::generation::{Delta, Finish, Generation, Usage};
 use crate::logprobs::{self, Names};
 use crate::state::State;
 use crate::{id, write};
@@ -194,6 +194,7 @@ impl Answer {
             prefix,
             answer: self,
             frame: Vec::new(),
+            sent: 0,
             next: Next::Deltas,
         };
         let body = Body::stream(futures::stream::unfold(
@@ -226,6 +227,8 @@ struct Events {
     frame: Vec<u8>,
     /// Which choices have sent their first event.
     started: Vec<bool>,
+    /// Tokens of all choices that stand in events already written.
+    sent: usize,
     next: Next,
 }
 
@@ -286,6 +289,7 @@ impl Events {
             .get_mut(delta.index)
             .is_some_and(|started| !std::mem::replace(started, true));
         let shape = self.answer.envelope.shape;
+        self.sent += usize::from(delta.token.is_some());
         let mut out = std::mem::take(&mut self.frame);
         if first && shape == Shape::Chat {
             self.open_choice(&mut out, delta.index);
@@ -330,7 +334,12 @@ impl Events {
         let params = &self.answer.generation.params;
         if params.continuous_usage {
             out.extend_from_slice(b",\"usage\":");
-            write::usage(out, &self.answer.generation.usage());
+            let so_far = Usage {
+                completion: self.sent,
+                cached: None,
+                ..self.answer.generation.usage()
+            };
+            write::usage(out, &so_far);
         } else if params.include_usage {
             out.extend_from_slice(b",\"usage\":null");
         }

@@ -50,6 +50,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Time for a body to arrive (408).
     pub body_timeout: Duration,
+    /// Time without any progress after which a client that does not read its answer is let go.
+    pub write_timeout: Duration,
     /// Nesting of arrays and objects in a body (400).
     pub json_depth: usize,
     /// Values in a body, the token ids of a prompt not counted (400).
@@ -79,6 +81,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(30),
             body_bytes: 8 << 20,
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             json_depth: 64,
             json_values: 100_000,
             sequences: 128,

@@ -35,6 +35,7 @@ mod prompt;
 mod routes;
 mod server;
 mod service;
+mod stall;
 mod state;
 mod text;
 mod write;

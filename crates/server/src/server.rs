@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::config::{Limits, ModelContext, ServerConfig};
 use crate::error::ServerError;
 use crate::service;
+use crate::stall::Stall;
 use crate::state::State;
 
 /// Headers of one request; the bytes are bounded by [`Limits::header_bytes`].
@@ -171,7 +172,10 @@ async fn connection(stream: TcpStream, state: Arc<State>, mut closing: watch::Re
         let state = state.clone();
         async move { Ok::<_, Infallible>(service::answer(state, request).await) }
     });
-    let mut connection = pin!(builder(&limits).serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder(&limits).serve_connection(
+        TokioIo::new(Stall::new(stream, limits.write_timeout)),
+        service
+    ));
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
         _ = closing.changed() => {

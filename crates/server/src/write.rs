@@ -55,14 +55,10 @@ pub(crate) fn usage(out: &mut Vec<u8>, usage: &Usage) {
     integer(out, usage.completion as u64);
     out.extend_from_slice(b",\"total_tokens\":");
     integer(out, (usage.prompt + usage.completion) as u64);
-    out.extend_from_slice(b",\"prompt_tokens_details\":");
-    match usage.cached {
-        Some(cached) => {
-            out.extend_from_slice(b"{\"cached_tokens\":");
-            integer(out, cached as u64);
-            out.push(b'}');
-        }
-        None => out.extend_from_slice(b"null"),
+    if let Some(cached) = usage.cached {
+        out.extend_from_slice(b",\"prompt_tokens_details\":{\"cached_tokens\":");
+        integer(out, cached as u64);
+        out.push(b'}');
     }
     out.push(b'}');
 }
