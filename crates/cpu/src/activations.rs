@@ -123,7 +123,12 @@ pub struct Writer<'a> {
     blocks: usize,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// The panels of the rows to fill.
+    pub fn panels(&self) -> &'a [Panel] {
+        self.panels
+    }
+
     /// Quantises `values` (whole blocks) as row `row`.
     ///
     /// # Safety

@@ -13,7 +13,7 @@ use crate::buffer::{Parts, Rows};
 use crate::kv::{BLOCK_SIZE, Element, KvCache, Layout, with_element};
 use crate::linear::each;
 use crate::ops;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd, prefetch};
 use crate::threads::Pool;
 
 /// Query rows (queries times heads that share keys) that a task aims at.
@@ -166,6 +166,12 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
 
     for (b, &block) in blocks.iter().enumerate() {
         let keys = part(block, false);
+        // Blocks lie anywhere, which no hardware foresees: ask for the next keys, and for these
+        // keys' values, while this block is computed.
+        if let Some(&next) = blocks.get(b + 1) {
+            fetch(part(next, false), layout.part_bytes());
+        }
+        fetch(part(block, true), layout.part_bytes());
         let mut row = 0;
         while row < rows {
             // Even groups keep more sums in flight than full ones and a remainder.
@@ -246,6 +252,14 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
         for (to, x) in out.iter_mut().zip(sums) {
             *to = x * factor;
         }
+    }
+}
+
+/// Asks for `bytes` bytes.
+#[inline(always)]
+fn fetch(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        prefetch(from.wrapping_add(line));
     }
 }
 

@@ -5,7 +5,7 @@ use powerband_engine::EngineError;
 use crate::activations::{Activations, Writer};
 use crate::attention::{self, Queries, Shape, attend};
 use crate::buffer::{Parts, Rows};
-use crate::kv::{BLOCK_SIZE, KvCache, Layout};
+use crate::kv::{BLOCK_SIZE, KvCache, Layout, with_element};
 use crate::linear::{Input, Linear, Store};
 use crate::model::{Columns, Layer, Model};
 use crate::ops;
@@ -56,7 +56,8 @@ impl Workspace {
         Ok(Self {
             hidden: Rows::zeroed(tokens, spec.hidden_size)?,
             normed: Rows::zeroed(tokens.max(sequences), spec.hidden_size)?,
-            qkv: Rows::zeroed(tokens, model.columns.end)?,
+            // Whole vectors are read from the last head, whatever its width.
+            qkv: Rows::zeroed(tokens, model.columns.end + 16)?,
             attended: Rows::zeroed(tokens, spec.q_dim())?,
             gated: Rows::zeroed(tokens, spec.intermediate_size)?,
             branch: Rows::zeroed(branch, spec.hidden_size)?,
@@ -435,7 +436,7 @@ fn prepare(
         return;
     }
     let rows = rows.data.parts();
-    in_rows(&mut machine.pool, count, |first, last| {
+    let body = |first, last| {
         isa.run(Prepare {
             norm,
             len,
@@ -445,7 +446,18 @@ fn prepare(
             stride,
             writer,
         });
-    });
+    };
+    match writer {
+        // Rows of a panel share cache lines in the quantised layout: two threads that write them
+        // would wait for each other.
+        Some(writer) => {
+            let panels = writer.panels();
+            machine.pool.run(panels.len(), |panel| {
+                body(panels[panel].start, panels[panel].start + panels[panel].len);
+            });
+        }
+        None => in_rows(&mut machine.pool, count, body),
+    }
 }
 
 struct Prepare<'a> {
@@ -529,7 +541,9 @@ impl Kernel for RotateAndStore<'_> {
             }
             let slot = place.position % BLOCK_SIZE;
             // SAFETY: as above.
-            unsafe { self.layout.write(self.kv, place.block, slot, (k, v)) };
+            with_element!(self.layout.dtype, E => unsafe {
+                self.layout.write::<S, E>(s, self.kv, place.block, slot, (k, v));
+            });
         }
     }
 }

@@ -5,7 +5,7 @@
 //! same element of 16 keys and scores need no sums across lanes; then its values, position by
 //! position. Heads are padded to whole vectors. Memory is real only once a block is used.
 
-use half::{bf16, f16};
+use half::bf16;
 use powerband_engine::{EngineError, KvCacheDtype};
 
 use crate::buffer::{Buffer, Parts};
@@ -25,12 +25,34 @@ pub trait Element: Copy {
     /// `from` is good for `16 * BYTES` bytes.
     unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F;
 
-    /// Stores one element in `BYTES` bytes.
-    fn put(x: f32, to: &mut [u8]);
+    /// Stores 16 elements.
+    ///
+    /// # Safety
+    /// `to` is good for `16 * BYTES` bytes.
+    unsafe fn store<S: Simd>(s: S, to: *mut u8, v: S::F);
+}
+
+/// Stores 16 elements one by one.
+///
+/// # Safety
+/// `to` is good for `16 * N` bytes.
+#[inline(always)]
+unsafe fn store_each<S: Simd, const N: usize>(
+    s: S,
+    to: *mut u8,
+    v: S::F,
+    put: impl Fn(f32) -> [u8; N],
+) {
+    let mut values = [0.0f32; 16];
+    // SAFETY: 16 values; the caller's promise.
+    unsafe {
+        s.store(values.as_mut_ptr(), v);
+        to.cast::<[[u8; N]; 16]>().write_unaligned(values.map(put));
+    }
 }
 
 macro_rules! element {
-    ($name:ident, $bytes:literal, $load:ident, |$x:ident| $put:expr) => {
+    ($name:ident, $bytes:literal, $load:ident, |$s:ident, $to:ident, $v:ident| $store:expr) => {
         #[doc = concat!("Elements of ", stringify!($bytes), " bytes.")]
         #[derive(Debug, Clone, Copy)]
         pub struct $name;
@@ -45,21 +67,25 @@ macro_rules! element {
             }
 
             #[inline(always)]
-            fn put($x: f32, to: &mut [u8]) {
-                to.copy_from_slice(&$put);
+            unsafe fn store<S: Simd>($s: S, $to: *mut u8, $v: S::F) {
+                // SAFETY: the trait's contract.
+                unsafe { $store }
             }
         }
     };
 }
 
-element!(F32, 4, load, |x| x.to_le_bytes());
-element!(F16, 2, load_f16, |x| f16::from_f32(
-    x.clamp(-65504.0, 65504.0)
-)
-.to_le_bytes());
-element!(BF16, 2, load_bf16, |x| bf16::from_f32(x).to_le_bytes());
-element!(E5M2, 1, load_e5m2, |x| [to_e5m2(x)]);
-element!(E4M3, 1, load_e4m3, |x| [to_e4m3(x)]);
+element!(F32, 4, load, |s, to, v| s.store(to.cast(), v));
+element!(F16, 2, load_f16, |s, to, v| {
+    let most = s.splat(65504.0);
+    let least = s.splat(-65504.0);
+    s.store_f16(to.cast(), s.max(s.min(v, most), least))
+});
+element!(BF16, 2, load_bf16, |s, to, v| {
+    store_each(s, to, v, |x| bf16::from_f32(x).to_le_bytes())
+});
+element!(E5M2, 1, load_e5m2, |s, to, v| store_each(s, to, v, |x| [to_e5m2(x)]));
+element!(E4M3, 1, load_e4m3, |s, to, v| store_each(s, to, v, |x| [to_e4m3(x)]));
 
 /// Nearest fp8 of 5 exponent bits (largest value 57344); ties to even, large values become the
 /// largest finite one.
@@ -150,34 +176,43 @@ impl Layout {
         block as usize * self.block_bytes() + 2 * head * self.part_bytes()
     }
 
-    /// Writes one position of all heads.
+    /// Writes one position of all heads. `keys` and `values` hold the heads side by side and go
+    /// on for at least 15 values after the last.
     ///
     /// # Safety
     /// No other thread writes this position.
-    pub unsafe fn write(
+    #[inline(always)]
+    pub unsafe fn write<S: Simd, E: Element>(
         &self,
+        s: S,
         layer: Parts<'_, u8>,
         block: u32,
         slot: usize,
         (keys, values): (&[f32], &[f32]),
     ) {
         let dim = self.head_dim;
-        with_element!(self.dtype, E => for head in 0..self.heads {
+        for head in 0..self.heads {
             let at = self.keys_at(block, head);
-            let k = &keys[head * dim..][..dim];
-            let v = &values[head * dim..][..dim];
-            for (i, x) in k.iter().enumerate() {
-                let at = at + (i * BLOCK_SIZE + slot) * E::BYTES;
-                // SAFETY: these bytes belong to this position.
-                E::put(*x, unsafe { layer.at(at, E::BYTES) });
+            let (k, v) = (&keys[head * dim..], &values[head * dim..]);
+            for first in (0..dim).step_by(16) {
+                let count = (dim - first).min(16);
+                let (k, v) = (&k[first..first + 16], &v[first..first + 16]);
+                let mut column = [0u8; 64];
+                // SAFETY: 16 values each; the bytes that are written belong to this position, the
+                // padding of a head included.
+                unsafe {
+                    E::store(s, column.as_mut_ptr(), s.load(k.as_ptr()));
+                    for (i, x) in column.chunks_exact(E::BYTES).take(count).enumerate() {
+                        let at = at + ((first + i) * BLOCK_SIZE + slot) * E::BYTES;
+                        layer.at(at, E::BYTES).copy_from_slice(x);
+                    }
+                    let row = at + self.part_bytes() + slot * self.padded() * E::BYTES;
+                    let row = layer.at(row + first * E::BYTES, 16 * E::BYTES);
+                    let v = s.within(0, count, s.load(v.as_ptr()), 0.0);
+                    E::store(s, row.as_mut_ptr(), v);
+                }
             }
-            let at = at + self.part_bytes() + slot * self.padded() * E::BYTES;
-            // SAFETY: as above.
-            let row = unsafe { layer.at(at, dim * E::BYTES) };
-            for (x, to) in v.iter().zip(row.chunks_exact_mut(E::BYTES)) {
-                E::put(*x, to);
-            }
-        });
+        }
     }
 }
 

@@ -132,7 +132,14 @@ impl Simd for Avx512 {
             self.dot7(acc, w, a);
         unsafe fn store_i8(self, to: *mut i8, v: __m512) -> i32 = {
             let q = _mm512_cvtps_epi32(v);
-            _mm_storeu_si128(to.cast(), _mm512_cvtsepi32_epi8(q));
+            // Not the one narrowing instruction: its form that stores is very slow on some CPUs.
+            let (low, high) = (_mm512_castsi512_si256(q), _mm512_extracti64x4_epi64::<1>(q));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            let bytes = _mm_packs_epi16(
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
+            _mm_storeu_si128(to.cast(), bytes);
             _mm512_reduce_add_epi32(q)
         };
     }

@@ -95,6 +95,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_i8(self, to: *mut i8, v: Self::F) -> i32;
 }
 
+/// Asks for the cache line at `at`, which need not exist.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that reads nothing; SSE is part of the architecture.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Work that is compiled for every instruction set. `run` and all that it calls with lanes must
 /// be `#[inline(always)]` functions, not closures, or they are compiled without the instructions
 /// they ask for.
