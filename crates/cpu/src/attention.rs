@@ -5,6 +5,9 @@
 //! scores are added up element by element, its weights block by block and its output key by key,
 //! always from the first visible block on: chunking and batching change no bit.
 
+// Loops over constants index several arrays of registers at once.
+#![allow(clippy::needless_range_loop)]
+
 use std::cell::RefCell;
 
 use powerband_model::ModelSpec;
@@ -18,6 +21,9 @@ use crate::threads::Pool;
 
 /// Query rows (queries times heads that share keys) that a task aims at.
 const TASK_ROWS: usize = 12;
+
+/// Blocks from the keys that are computed to those that are asked for.
+const FETCH_AHEAD: usize = 2;
 
 /// What a layer's attention is like.
 #[derive(Debug, Clone, Copy)]
@@ -151,6 +157,18 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
     let (sums, rest) = rest.split_at_mut(rows * padded);
     let scores = &mut rest[..rows * width];
 
+    let part = |block: u32, values: bool| {
+        let at = layout.keys_at(block, task.head) + usize::from(values) * layout.part_bytes();
+        task.cache[at..][..layout.part_bytes()].as_ptr()
+    };
+
+    // A head's keys and values lie together, but blocks lie anywhere, which no hardware foresees:
+    // later ones are asked for while one is computed.
+    for &block in blocks.iter().take(FETCH_AHEAD) {
+        for line in (0..2 * layout.part_bytes()).step_by(64) {
+            prefetch(part(block, false).wrapping_add(line));
+        }
+    }
     // Row `t * group + g` is head `g` of query `t`.
     for (row, q) in q.chunks_exact_mut(padded).enumerate() {
         let (t, g) = (row / shape.group, row % shape.group);
@@ -159,41 +177,47 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
             *to = x * shape.scale;
         }
     }
-    let part = |block: u32, values: bool| {
-        let at = layout.keys_at(block, task.head) + usize::from(values) * layout.part_bytes();
-        task.cache[at..][..layout.part_bytes()].as_ptr()
-    };
-
-    for (b, &block) in blocks.iter().enumerate() {
-        let keys = part(block, false);
-        // Blocks lie anywhere, which no hardware foresees: ask for the next keys, and for these
-        // keys' values, while this block is computed.
-        if let Some(&next) = blocks.get(b + 1) {
-            fetch(part(next, false), layout.part_bytes());
-        }
-        fetch(part(block, true), layout.part_bytes());
+    let mut b = 0;
+    while b < blocks.len() {
+        // Few rows leave time between dependent sums: two blocks fill it.
+        let pair = rows <= 4 && S::PANEL > 4 && b + 1 < blocks.len();
+        let last = b + usize::from(pair);
+        let later = |b: usize| blocks.get(b + FETCH_AHEAD).map(|&block| part(block, false));
+        let keys = Keys {
+            keys: [part(blocks[b], false), part(blocks[last], false)],
+            later: [
+                later(b).unwrap_or(part(blocks[b], false)),
+                later(last).unwrap_or(part(blocks[b], false)),
+            ],
+            dim,
+        };
         let mut row = 0;
         while row < rows {
             // Even groups keep more sums in flight than full ones and a remainder.
             let groups = (rows - row).div_ceil(8.min(S::PANEL));
             let count = (rows - row).div_ceil(groups);
-            let q = q[row * padded..].as_ptr();
-            let to = scores[row * width + b * BLOCK_SIZE..].as_mut_ptr();
+            let q = (q[row * padded..].as_ptr(), padded);
+            let to = (scores[row * width + b * BLOCK_SIZE..].as_mut_ptr(), width);
             // SAFETY: `count` rows of `q` and of scores from here on, and a head's keys.
             unsafe {
-                match count {
-                    1 => score::<S, E, 1>(s, q, padded, dim, keys, to, width),
-                    2 => score::<S, E, 2>(s, q, padded, dim, keys, to, width),
-                    3 => score::<S, E, 3>(s, q, padded, dim, keys, to, width),
-                    4 => score::<S, E, 4>(s, q, padded, dim, keys, to, width),
-                    5 if S::PANEL > 4 => score::<S, E, 5>(s, q, padded, dim, keys, to, width),
-                    6 if S::PANEL > 4 => score::<S, E, 6>(s, q, padded, dim, keys, to, width),
-                    7 if S::PANEL > 4 => score::<S, E, 7>(s, q, padded, dim, keys, to, width),
-                    _ => score::<S, E, 8>(s, q, padded, dim, keys, to, width),
+                match (count, pair) {
+                    (1, false) => score::<S, E, 1, 1>(s, &keys, q, to),
+                    (2, false) => score::<S, E, 2, 1>(s, &keys, q, to),
+                    (3, false) => score::<S, E, 3, 1>(s, &keys, q, to),
+                    (4, false) => score::<S, E, 4, 1>(s, &keys, q, to),
+                    (1, true) if S::PANEL > 4 => score::<S, E, 1, 2>(s, &keys, q, to),
+                    (2, true) if S::PANEL > 4 => score::<S, E, 2, 2>(s, &keys, q, to),
+                    (3, true) if S::PANEL > 4 => score::<S, E, 3, 2>(s, &keys, q, to),
+                    (4, true) if S::PANEL > 4 => score::<S, E, 4, 2>(s, &keys, q, to),
+                    (5, _) if S::PANEL > 4 => score::<S, E, 5, 1>(s, &keys, q, to),
+                    (6, _) if S::PANEL > 4 => score::<S, E, 6, 1>(s, &keys, q, to),
+                    (7, _) if S::PANEL > 4 => score::<S, E, 7, 1>(s, &keys, q, to),
+                    _ => score::<S, E, 8, 1>(s, &keys, q, to),
                 }
             }
             row += count;
         }
+        b = last + 1;
     }
 
     let mut inverse = [0.0f32; 64];
@@ -255,40 +279,48 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
     }
 }
 
-/// Asks for `bytes` bytes.
-#[inline(always)]
-fn fetch(from: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        prefetch(from.wrapping_add(line));
-    }
+/// Keys of one or two blocks.
+struct Keys {
+    keys: [*const u8; 2],
+    /// Blocks to ask for meanwhile: keys and values.
+    later: [*const u8; 2],
+    dim: usize,
 }
 
-/// Scores of `T` query rows with the 16 keys of a block.
+/// Scores of `T` query rows with the 16 keys of each of `K` blocks.
 ///
 /// # Safety
-/// `T` rows of `q` (`stride` apart) and of `to` (`width` apart), a head's keys at `keys`.
+/// `T` rows of queries and of scores, each the given number of values apart; a head's keys in
+/// each block.
 #[inline(always)]
-unsafe fn score<S: Simd, E: Element, const T: usize>(
+unsafe fn score<S: Simd, E: Element, const T: usize, const K: usize>(
     s: S,
-    q: *const f32,
-    stride: usize,
-    dim: usize,
-    keys: *const u8,
-    to: *mut f32,
-    width: usize,
+    keys: &Keys,
+    (q, stride): (*const f32, usize),
+    (to, width): (*mut f32, usize),
 ) {
-    let mut acc = [s.splat(0.0); T];
-    for i in 0..dim {
-        // SAFETY: element `i` of 16 keys and of each query.
-        unsafe {
-            let k = E::load(s, keys.add(i * BLOCK_SIZE * E::BYTES));
-            each!(t, {
-                acc[t] = s.fma(k, s.splat(*q.add(t * stride + i)), acc[t]);
-            });
+    let mut acc = [[s.splat(0.0); K]; T];
+    for i in 0..keys.dim {
+        let mut k = [s.splat(0.0); K];
+        for c in 0..K {
+            // SAFETY: element `i` of 16 keys.
+            k[c] = unsafe { E::load(s, keys.keys[c].add(i * BLOCK_SIZE * E::BYTES)) };
+            prefetch(keys.later[c].wrapping_add(i * 2 * BLOCK_SIZE * E::BYTES));
         }
+        each!(t, {
+            // SAFETY: element `i` of each query.
+            let x = s.splat(unsafe { *q.add(t * stride + i) });
+            for c in 0..K {
+                acc[t][c] = s.fma(k[c], x, acc[t][c]);
+            }
+        });
     }
-    // SAFETY: 16 scores of each row.
-    each!(t, { unsafe { s.store(to.add(t * width), acc[t]) } });
+    each!(t, {
+        for c in 0..K {
+            // SAFETY: 16 scores of each row and block.
+            unsafe { s.store(to.add(t * width + c * BLOCK_SIZE), acc[t][c]) }
+        }
+    });
 }
 
 /// Turns scores into weights `e^(score - largest)`, 0 outside `low..high`; returns their sum.

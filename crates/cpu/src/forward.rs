@@ -2,20 +2,16 @@
 
 use powerband_engine::EngineError;
 
-use crate::activations::{Activations, Writer};
+use crate::activations::Activations;
 use crate::attention::{self, Queries, Shape, attend};
-use crate::buffer::{Parts, Rows};
-use crate::kv::{BLOCK_SIZE, KvCache, Layout, with_element};
+use crate::buffer::Rows;
+use crate::kv::{BLOCK_SIZE, KvCache};
 use crate::linear::{Input, Linear, Store};
 use crate::model::{Columns, Layer, Model};
-use crate::ops;
 use crate::profile::{Phase, Profile};
-use crate::rope::RopeTable;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::rowwise::{Cap, Norm, NormAndAdd, RotateAndStore, in_rows, prepare};
+use crate::simd::Isa;
 use crate::threads::Pool;
-
-/// Rows that one task of a row-wise phase takes.
-const ROWS_PER_TASK: usize = 4;
 
 /// Some consecutive tokens of one sequence.
 #[derive(Debug, Clone, Copy)]
@@ -92,9 +88,9 @@ pub(crate) struct Machine {
 
 /// A token's place in the batch.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    position: usize,
-    block: u32,
+pub(crate) struct Place {
+    pub position: usize,
+    pub block: u32,
 }
 
 /// Computes the chunks; the logits of the `i`-th chunk that asks for them are row `i` of
@@ -206,26 +202,12 @@ fn head(model: &Model, work: &mut Workspace, machine: &mut Machine, rows: &[usiz
     machine.profile.lap(Phase::Head);
 }
 
-struct Cap<'a>(&'a mut [f32], f32);
-
-impl Kernel for Cap<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for v in self.0.chunks_exact_mut(16) {
-            // SAFETY: 16 values.
-            unsafe { s.store(v.as_mut_ptr(), ops::softcap(s, s.load(v.as_ptr()), self.1)) }
-        }
-    }
-}
-
 /// One layer of one step.
-struct LayerStep<'a> {
-    model: &'a Model,
-    layer: &'a Layer,
+pub(crate) struct LayerStep<'a> {
+    pub model: &'a Model,
+    pub layer: &'a Layer,
     number: usize,
-    places: &'a [Place],
+    pub places: &'a [Place],
 }
 
 impl LayerStep<'_> {
@@ -375,175 +357,5 @@ impl LayerStep<'_> {
             }
         });
         machine.profile.lap(Phase::Norm);
-    }
-}
-
-struct NormAndAdd<'a> {
-    branch: &'a mut [f32],
-    hidden: &'a mut [f32],
-    weight: &'a [f32],
-    len: usize,
-    eps: f32,
-}
-
-impl Kernel for NormAndAdd<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let branch = self.branch.as_mut_ptr();
-        // SAFETY: rows are padded to whole vectors.
-        unsafe { ops::rms_norm(s, branch, self.len, self.eps, self.weight, branch) };
-        for (h, b) in self.hidden.iter_mut().zip(self.branch.iter()) {
-            *h += b;
-        }
-    }
-}
-
-/// Calls `body(first, last)` for pieces of `0..rows`, in parallel if there are many.
-fn in_rows(pool: &mut Pool, rows: usize, body: impl Fn(usize, usize) + Sync) {
-    pool.run(rows.div_ceil(ROWS_PER_TASK), |task| {
-        body(task * ROWS_PER_TASK, ((task + 1) * ROWS_PER_TASK).min(rows));
-    });
-}
-
-/// A norm on the way into a linear layer.
-#[derive(Clone, Copy)]
-struct Norm<'a> {
-    weight: &'a [f32],
-    eps: f32,
-    from: &'a Rows,
-    /// Which rows of `from`; all of them in order if `None`.
-    rows: Option<&'a [usize]>,
-}
-
-/// Norms rows into `rows`, or takes what is there, and quantises them if `reader` wants that.
-fn prepare(
-    machine: &mut Machine,
-    count: usize,
-    reader: &Linear,
-    norm: Option<Norm<'_>>,
-    rows: &mut Rows,
-    quantised: &mut Activations,
-) {
-    let isa = machine.isa;
-    let stride = rows.stride;
-    let len = reader.cols();
-    let writer = reader
-        .needs_quantised()
-        .then(|| quantised.begin(count, stride, isa.panel()));
-    if norm.is_none() && writer.is_none() {
-        return;
-    }
-    let rows = rows.data.parts();
-    let body = |first, last| {
-        isa.run(Prepare {
-            norm,
-            len,
-            first,
-            last,
-            rows,
-            stride,
-            writer,
-        });
-    };
-    match writer {
-        // Rows of a panel share cache lines in the quantised layout: two threads that write them
-        // would wait for each other.
-        Some(writer) => {
-            let panels = writer.panels();
-            machine.pool.run(panels.len(), |panel| {
-                body(panels[panel].start, panels[panel].start + panels[panel].len);
-            });
-        }
-        None => in_rows(&mut machine.pool, count, body),
-    }
-}
-
-struct Prepare<'a> {
-    norm: Option<Norm<'a>>,
-    len: usize,
-    first: usize,
-    last: usize,
-    rows: Parts<'a, f32>,
-    stride: usize,
-    writer: Option<Writer<'a>>,
-}
-
-impl Kernel for Prepare<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for row in self.first..self.last {
-            // SAFETY: each row is one task's; rows are padded to whole vectors.
-            unsafe {
-                let to = self.rows.at(row * self.stride, self.stride);
-                if let Some(norm) = self.norm {
-                    let from = norm.rows.map_or(row, |rows| rows[row]);
-                    let from = norm.from.row(from).as_ptr();
-                    ops::rms_norm(s, from, self.len, norm.eps, norm.weight, to.as_mut_ptr());
-                }
-                if let Some(writer) = &self.writer {
-                    writer.row(s, row, to);
-                }
-            }
-        }
-    }
-}
-
-/// Bias, head norms and rotation in place, then keys and values into the cache.
-struct RotateAndStore<'a> {
-    step: &'a LayerStep<'a>,
-    rope: &'a RopeTable,
-    layout: Layout,
-    first: usize,
-    last: usize,
-    qkv: Parts<'a, f32>,
-    stride: usize,
-    kv: Parts<'a, u8>,
-}
-
-impl Kernel for RotateAndStore<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (spec, layer) = (&self.step.model.spec, self.step.layer);
-        let (dim, columns) = (spec.head_dim, self.step.model.columns);
-        let mut scratch = vec![0.0; dim.next_multiple_of(16)];
-        for row in self.first..self.last {
-            let place = self.step.places[row];
-            // SAFETY: each row, and so each position, is one task's.
-            let qkv = unsafe { self.qkv.at(row * self.stride, self.stride) };
-            if let Some(bias) = &layer.qkv_bias {
-                for (x, b) in qkv.iter_mut().zip(bias) {
-                    *x += b;
-                }
-            }
-            let (q, rest) = qkv.split_at_mut(columns.key);
-            let (k, v) = rest.split_at_mut(columns.value - columns.key);
-            for (heads, width, norm) in [
-                (&mut *q, spec.q_dim(), &layer.q_norm),
-                (&mut *k, spec.kv_dim(), &layer.k_norm),
-            ] {
-                for head in heads[..width].chunks_exact_mut(dim) {
-                    if let Some(weight) = norm {
-                        scratch[..dim].copy_from_slice(head);
-                        scratch[dim..].fill(0.0);
-                        let at = scratch.as_mut_ptr();
-                        // SAFETY: the scratch row is padded to whole vectors.
-                        unsafe { ops::rms_norm(s, at, dim, spec.norm_eps, weight, at) };
-                        head.copy_from_slice(&scratch[..dim]);
-                    }
-                    self.rope.rotate(place.position, head);
-                }
-            }
-            let slot = place.position % BLOCK_SIZE;
-            // SAFETY: as above.
-            with_element!(self.layout.dtype, E => unsafe {
-                self.layout.write::<S, E>(s, self.kv, place.block, slot, (k, v));
-            });
-        }
     }
 }

@@ -84,8 +84,12 @@ element!(F16, 2, load_f16, |s, to, v| {
 element!(BF16, 2, load_bf16, |s, to, v| {
     store_each(s, to, v, |x| bf16::from_f32(x).to_le_bytes())
 });
-element!(E5M2, 1, load_e5m2, |s, to, v| store_each(s, to, v, |x| [to_e5m2(x)]));
-element!(E4M3, 1, load_e4m3, |s, to, v| store_each(s, to, v, |x| [to_e4m3(x)]));
+element!(E5M2, 1, load_e5m2, |s, to, v| store_each(s, to, v, |x| [
+    to_e5m2(x)
+]));
+element!(E4M3, 1, load_e4m3, |s, to, v| store_each(s, to, v, |x| [
+    to_e4m3(x)
+]));
 
 /// Nearest fp8 of 5 exponent bits (largest value 57344); ties to even, large values become the
 /// largest finite one.
@@ -111,7 +115,7 @@ fn to_fp8(x: f32, mantissa: u32, least: i32, largest: f32) -> u8 {
     let step = f32::from_bits(((exponent - mantissa as i32 + 127) as u32) << 23);
     let steps = (x / step).round_ties_even() as u8;
     // A full set of steps carries into the next exponent by itself.
-    sign | (((exponent - least) as u8) << mantissa) + steps
+    sign | ((((exponent - least) as u8) << mantissa) + steps)
 }
 
 /// Calls `$body` with `$E` as the element type that `$dtype` names.

@@ -16,6 +16,7 @@ mod model;
 pub mod ops;
 pub mod profile;
 pub mod rope;
+mod rowwise;
 pub mod runner;
 pub mod simd;
 pub mod threads;

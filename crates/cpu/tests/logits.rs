@@ -1,5 +1,7 @@
 //! Logits of random tiny models against a plain float forward pass.
 
+#![allow(clippy::unwrap_used)] // a test
+
 mod support;
 
 use powerband_cpu::simd::Isa;
@@ -127,7 +129,8 @@ fn rotary_styles_and_scalings() {
 
 #[test]
 fn what_families_add() {
-    let changes: [(&str, fn(&mut ModelSpec)); 9] = [
+    type Change = fn(&mut ModelSpec);
+    let changes: [(&str, Change); 9] = [
         ("bias", |s| s.qkv_bias = true),
         ("head norms", |s| s.qk_norm = true),
         ("sandwich norms", |s| s.sandwich_norms = true),

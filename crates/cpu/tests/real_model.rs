@@ -1,6 +1,8 @@
 //! SmolLM2-135M-Instruct (Q4_1) against values from an independent float32 forward pass over the
 //! dequantised weights.
 
+#![allow(clippy::unwrap_used)] // a test
+
 mod support;
 
 use std::sync::Arc;
@@ -42,7 +44,8 @@ fn logits_are_the_references() {
     };
     let mut runner = Runner::new(&spec, &weights, options()).unwrap();
     let blocks: Vec<u32> = (0..8).collect();
-    let golden: [(&[u32], [(usize, f32); 5]); 2] = [
+    type Top = [(usize, f32); 5];
+    let golden: [(&[u32], Top); 2] = [
         (
             &[22007, 6463, 314],
             [

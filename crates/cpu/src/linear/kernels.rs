@@ -5,7 +5,7 @@
 
 use super::pack::{Format, TILE};
 use crate::activations::PanelData;
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 
 /// Most rows in a panel of any instruction set.
 pub const MOST: usize = 16;
@@ -38,6 +38,20 @@ macro_rules! with_constant {
             _ => unreachable!("a panel has 1 to PANEL rows"),
         }
     };
+}
+
+/// Blocks from what is computed to what is asked for. Tiles lie one after the other, so a tile's
+/// last blocks ask for the next tile's first.
+const AHEAD: usize = 28;
+
+/// Asks for block `b`'s share of the bytes that lie `AHEAD` blocks further on: a batch is computed
+/// while the weights for what follows are on their way.
+#[inline(always)]
+fn fetch_ahead<const BYTES: usize>(tile: &[u8], b: usize) {
+    let from = tile.as_ptr().wrapping_add((AHEAD + b) * BYTES);
+    for line in (0..BYTES).step_by(64) {
+        prefetch(from.wrapping_add(line));
+    }
 }
 
 /// Where a tile's parts lie.
@@ -103,6 +117,7 @@ unsafe fn q4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
         // SAFETY: block `b` of tile and panel.
         unsafe {
             let p = codes.add(b * 256);
+            fetch_ahead::<288>(w.bytes, b);
             let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
             let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
             let (l0, l1, l2, l3) = (s.low(p0), s.low(p1), s.low(p2), s.low(p3));
@@ -143,6 +158,7 @@ unsafe fn q4_min<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums:
         // SAFETY: block `b` of tile and panel.
         unsafe {
             let p = codes.add(b * 256);
+            fetch_ahead::<320>(w.bytes, b);
             let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
             let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
             let (l0, l1, l2, l3) = (s.low(p0), s.low(p1), s.low(p2), s.low(p3));
@@ -184,7 +200,8 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
         // SAFETY: block `b` of tile and panel.
         unsafe {
             let p = codes.add(b * 512);
-            let w = [
+            fetch_ahead::<544>(w.bytes, b);
+            let q = [
                 s.bytes(p),
                 s.bytes(p.add(64)),
                 s.bytes(p.add(128)),
@@ -199,14 +216,14 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
                 let e = b * T + t;
                 let x = a.codes.as_ptr().add(e * 32);
                 let mut i = s.begin8(*a.minus_sums.as_ptr().add(e));
-                i = s.dot8(i, w[0], x);
-                i = s.dot8(i, w[1], x.add(4));
-                i = s.dot8(i, w[2], x.add(8));
-                i = s.dot8(i, w[3], x.add(12));
-                i = s.dot8(i, w[4], x.add(16));
-                i = s.dot8(i, w[5], x.add(20));
-                i = s.dot8(i, w[6], x.add(24));
-                i = s.dot8(i, w[7], x.add(28));
+                i = s.dot8(i, q[0], x);
+                i = s.dot8(i, q[1], x.add(4));
+                i = s.dot8(i, q[2], x.add(8));
+                i = s.dot8(i, q[3], x.add(12));
+                i = s.dot8(i, q[4], x.add(16));
+                i = s.dot8(i, q[5], x.add(20));
+                i = s.dot8(i, q[6], x.add(24));
+                i = s.dot8(i, q[7], x.add(28));
                 let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
                 acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
             });

@@ -135,8 +135,8 @@ fn parts_stand_at_multiples_of_sixteen_and_rows_can_be_reordered() {
     let x = vec![vec![1.0; 32]];
     let out = apply(Isa::detect(), 1, &linear, &x, 48);
     let sum = |t: &Tensor, row: usize| t.to_f32()[row * 32..][..32].iter().sum::<f32>();
-    for row in 0..10 {
-        assert!((out[0][row] - sum(&a, 9 - row)).abs() < 1e-4);
+    for (row, y) in out[0][..10].iter().enumerate() {
+        assert!((y - sum(&a, 9 - row)).abs() < 1e-4);
     }
     assert_eq!(out[0][10..16], [0.0; 6]);
     for row in 0..20 {

@@ -1,5 +1,5 @@
 //! A plain forward pass that shares nothing with the kernels, and tiny random models.
-#![allow(dead_code)] // not every test file uses all of it
+#![allow(dead_code, clippy::unwrap_used)] // not every test file uses all of it
 
 use std::collections::HashMap;
 use std::path::PathBuf;
