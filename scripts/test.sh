@@ -11,7 +11,7 @@ cargo build --workspace --quiet
 
 # The model that the golden tests run on. Without it they say "skipped".
 if [ -z "${POWERBAND_TEST_MODEL:-}" ]; then
-    if model=$(cargo run --quiet --bin powerband -- pull smollm2-135m | tail -n 1) && [ -f "$model" ]; then
+    if model=$(cargo run --quiet --bin powerband -- pull smollm2-135m 2>/dev/null | tail -n 1) && [ -f "$model" ]; then
         export POWERBAND_TEST_MODEL="$model"
     else
         echo "note: the default model could not be fetched; tests that need it are skipped" >&2

@@ -23,6 +23,10 @@ struct Cli {
 enum Command {
     /// What this machine is and what would run on it
     Doctor(commands::doctor::DoctorArgs),
+    /// Load any OpenAI-compatible endpoint at rising concurrency
+    Bench(commands::bench::BenchArgs),
+    /// Explain results: CSV, plots, findings, Markdown, HTML
+    Report(commands::report::ReportArgs),
 }
 
 fn main() -> std::process::ExitCode {
@@ -33,6 +37,8 @@ fn main() -> std::process::ExitCode {
         .command
         {
             Command::Doctor(args) => commands::doctor::run(&args),
+            Command::Bench(args) => commands::bench::run(&args),
+            Command::Report(args) => commands::report::run(&args),
         });
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -1,3 +1,5 @@
 //! One file a command.
 
+pub mod bench;
 pub mod doctor;
+pub mod report;
