@@ -142,6 +142,7 @@ impl EngineArgs {
                 }
             },
             overlap: true,
+            seed: self.seed,
         })
     }
 }

@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use powerband_engine::executor::{
-    Admission, Executor, ExecutorLimits, PendingStep, Step, StepOutput, StepTokens, TokenMask,
+    Executor, ExecutorLimits, PendingStep, Step, StepOutput, StepTokens,
 };
-use powerband_engine::{EngineError, TokenOutput};
+use powerband_engine::{EngineError, Sampler};
 use powerband_model::{ModelSpec, Weights};
 
 use crate::forward::Chunk;
@@ -17,30 +17,12 @@ use crate::kv::BLOCK_SIZE;
 use crate::memory::MemoryBudget;
 use crate::runner::{CpuOptions, Runner};
 
-/// Chooses tokens from logits and keeps what that needs by slot.
-pub trait SlotSampler: Send {
-    /// A sequence begins in a slot.
-    fn admit(&mut self, slot: usize, admission: &Admission);
-
-    /// The sequence in a slot ended.
-    fn release(&mut self, slot: usize);
-
-    /// Samples from `logits` (`[vocab]`, may be changed in place).
-    fn sample(
-        &mut self,
-        slot: usize,
-        logits: &mut [f32],
-        suppressed: Option<&[u32]>,
-        mask: Option<&TokenMask>,
-    ) -> TokenOutput;
-}
-
 /// The executor on a CPU.
 #[derive(Debug)]
-pub struct CpuExecutor<S> {
+pub struct CpuExecutor {
     runner: Runner,
     limits: ExecutorLimits,
-    sampler: S,
+    sampler: Sampler,
     /// The token that each slot sampled last.
     last: Vec<Option<u32>>,
     done: VecDeque<(u64, StepOutput)>,
@@ -48,9 +30,8 @@ pub struct CpuExecutor<S> {
     failed: bool,
 }
 
-impl<S: SlotSampler> CpuExecutor<S> {
-    /// An executor of a model with these weights; `sampler` has as many slots as
-    /// `options.max_num_seqs`.
+impl CpuExecutor {
+    /// An executor of a model with these weights.
     ///
     /// # Errors
     /// As [`Runner::new`].
@@ -58,7 +39,6 @@ impl<S: SlotSampler> CpuExecutor<S> {
         spec: &ModelSpec,
         weights: &Weights,
         options: CpuOptions,
-        sampler: S,
     ) -> Result<Self, EngineError> {
         let runner = Runner::new(spec, weights, options)?;
         let options = runner.options();
@@ -74,8 +54,8 @@ impl<S: SlotSampler> CpuExecutor<S> {
         Ok(Self {
             last: vec![None; limits.max_num_seqs],
             runner,
+            sampler: Sampler::new(limits.max_num_seqs),
             limits,
-            sampler,
             done: VecDeque::new(),
             submitted: 0,
             failed: false,
@@ -147,7 +127,7 @@ impl<S: SlotSampler> CpuExecutor<S> {
     }
 }
 
-impl<S: SlotSampler> Executor for CpuExecutor<S> {
+impl Executor for CpuExecutor {
     fn limits(&self) -> &ExecutorLimits {
         &self.limits
     }

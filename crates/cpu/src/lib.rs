@@ -21,7 +21,7 @@ pub mod runner;
 pub mod simd;
 pub mod threads;
 
-pub use executor::{CpuExecutor, SlotSampler};
+pub use executor::CpuExecutor;
 pub use forward::Chunk;
 pub use memory::MemoryBudget;
 pub use runner::{CpuOptions, Runner};

@@ -7,9 +7,9 @@ mod support;
 
 use std::sync::Arc;
 
-use powerband_cpu::{Chunk, CpuExecutor, CpuOptions, Runner, SlotSampler};
-use powerband_engine::executor::{Admission, Executor, Step, StepSequence, StepTokens, TokenMask};
-use powerband_engine::{KvCacheDtype, SamplingParams, TokenOutput};
+use powerband_cpu::{Chunk, CpuExecutor, CpuOptions, Runner};
+use powerband_engine::executor::{Admission, Executor, Step, StepSequence, StepTokens};
+use powerband_engine::{KvCacheDtype, SamplingParams};
 use powerband_model::gguf::Gguf;
 use powerband_model::{ModelSpec, Weights};
 
@@ -89,27 +89,6 @@ fn logits_are_the_references() {
     }
 }
 
-/// The likeliest token.
-struct Greedy;
-
-impl SlotSampler for Greedy {
-    fn admit(&mut self, _: usize, _: &Admission) {}
-    fn release(&mut self, _: usize) {}
-    fn sample(
-        &mut self,
-        _: usize,
-        logits: &mut [f32],
-        _: Option<&[u32]>,
-        _: Option<&TokenMask>,
-    ) -> TokenOutput {
-        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
-        TokenOutput {
-            token: best.unwrap_or(0) as u32,
-            logprobs: None,
-        }
-    }
-}
-
 /// The greedy answer through the executor, alone and beside 49 other sequences, with the prompt
 /// whole and in chunks, with known and with remembered tokens.
 #[test]
@@ -117,12 +96,15 @@ fn the_greedy_answer_is_the_references() {
     let Some((spec, weights)) = model() else {
         return;
     };
-    let mut executor = CpuExecutor::new(&spec, &weights, options(), Greedy).unwrap();
+    let mut executor = CpuExecutor::new(&spec, &weights, options()).unwrap();
     for (slot, others, cut) in [(0, 0, 42), (7, 0, 13), (49, 49, 42)] {
         let sequence = |slot: usize, tokens, start, sample, first: bool| StepSequence {
             slot,
             admission: first.then(|| Admission {
-                sampling: Arc::new(SamplingParams::default()),
+                sampling: Arc::new(SamplingParams {
+                    temperature: 0.0,
+                    ..SamplingParams::default()
+                }),
                 prompt: CHAT.as_slice().into(),
                 output: Vec::new(),
                 seed: 0,

@@ -53,4 +53,6 @@ pub struct EngineConfig {
     pub policy: SchedulingPolicy,
     /// Schedule step N+1 while N computes; off: the plain loop, the reference.
     pub overlap: bool,
+    /// Seed of the requests that bring none.
+    pub seed: u64,
 }

@@ -50,6 +50,7 @@ impl Default for Options {
                 enable_chunked_prefill: true,
                 policy: SchedulingPolicy::Fcfs,
                 overlap: false,
+                seed: 0,
             },
             blocks: 1024,
             tokenizer: true,
