@@ -27,6 +27,8 @@ enum Command {
     Bench(commands::bench::BenchArgs),
     /// Explain results: CSV, plots, findings, Markdown, HTML
     Report(commands::report::ReportArgs),
+    /// Fetch a model; the last line on stdout is its path
+    Pull(commands::pull::PullArgs),
 }
 
 fn main() -> std::process::ExitCode {
@@ -39,6 +41,7 @@ fn main() -> std::process::ExitCode {
             Command::Doctor(args) => commands::doctor::run(&args),
             Command::Bench(args) => commands::bench::run(&args),
             Command::Report(args) => commands::report::run(&args),
+            Command::Pull(args) => commands::pull::run(&args),
         });
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,

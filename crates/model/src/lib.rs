@@ -2,7 +2,8 @@
 //! the chat template, and where models come from.
 //!
 //! Reading order: [`spec`] (the architecture), [`tensor`] (what a weight is),
-//! [`weights`] (where it comes from), [`gguf`] and [`hf`] (the two kinds of files).
+//! [`weights`] (where it comes from), [`gguf`] and [`hf`] (the two kinds of files), [`fetch`] (where
+//! the files come from).
 
 mod builtin;
 mod chat_template;
@@ -11,6 +12,7 @@ pub mod dequant;
 mod dummy;
 pub mod error;
 mod expected;
+pub mod fetch;
 mod files;
 pub mod gguf;
 pub mod hf;
