@@ -119,6 +119,9 @@ pub struct BenchConfig {
     pub output_dir: Option<PathBuf>,
     /// Take levels that `output_dir` already holds, complete and measured with the same settings.
     pub resume: bool,
+    /// What tells this server from another for `resume`, where its URL does not: a server that is
+    /// started for the run has another port each time.
+    pub identity: Option<String>,
     /// Threads of the client; by the number of streams if `None`.
     pub workers: Option<usize>,
     /// A local tokenizer.
@@ -141,6 +144,7 @@ impl BenchConfig {
             warmup_requests: 0,
             output_dir: None,
             resume: false,
+            identity: None,
             workers: None,
             tokenizer: None,
         }
@@ -240,7 +244,7 @@ impl BenchConfig {
         let number = |v: Option<f64>| v.map_or(Value::Null, |v| json!(v));
         let phase = |p: Phase| format!("{p:?}");
         let settings = json!({
-            "target": target,
+            "target": self.identity.as_deref().unwrap_or(target),
             "model": model,
             "endpoint": self.target.endpoint.path(),
             "extra_body": self.target.extra_body,
@@ -332,5 +336,8 @@ mod tests {
         let mut other = config.clone();
         other.data.output_tokens = 65;
         assert_ne!(of(&config, 5), of(&other, 5));
+        other.identity = Some("own".to_owned());
+        let at = |url| other.fingerprint(url, "m", &Strategy::Concurrent { streams: 5 });
+        assert_eq!(at("http://h:1"), at("http://h:2"));
     }
 }

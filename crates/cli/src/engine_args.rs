@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use powerband_engine::{EngineConfig, KvCacheDtype, SchedulingPolicy};
+use powerband_model::DType;
 
 use crate::error::{CliError, CliResult};
 
@@ -38,8 +39,9 @@ pub struct EngineArgs {
     #[arg(long, default_value_t = 50, env = "POWERBAND_MAX_NUM_SEQS")]
     pub max_num_seqs: usize,
     /// Most tokens computed in one step: a prompt longer than this is computed in chunks
-    #[arg(long, default_value_t = 2048, env = "POWERBAND_MAX_NUM_BATCHED_TOKENS")]
-    pub max_num_batched_tokens: usize,
+    /// [default: 512 on a CPU, 8192 on a GPU]
+    #[arg(long, env = "POWERBAND_MAX_NUM_BATCHED_TOKENS")]
+    pub max_num_batched_tokens: Option<usize>,
     /// Longest sequence, prompt and output together [default: the model's own limit]
     #[arg(long, env = "POWERBAND_MAX_MODEL_LEN")]
     pub max_model_len: Option<usize>,
@@ -59,12 +61,17 @@ pub struct EngineArgs {
     #[arg(long, default_value = "auto", env = "POWERBAND_DTYPE")]
     pub dtype: String,
     /// Where the weights come from
-    #[arg(long, value_enum, default_value = "auto", env = "POWERBAND_LOAD_FORMAT")]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        env = "POWERBAND_LOAD_FORMAT"
+    )]
     pub load_format: LoadFormat,
     /// Order in which waiting requests are admitted: fcfs, priority, sjf
     #[arg(long, default_value = "fcfs", env = "POWERBAND_SCHEDULING_POLICY")]
     pub scheduling_policy: String,
-    /// Most requests waiting before further ones are refused with 503
+    /// Most requests waiting before further ones are refused with 429
     #[arg(long, default_value_t = 1024, env = "POWERBAND_MAX_QUEUE")]
     pub max_queue: usize,
     /// Do not reuse the keys and values of equal prompt beginnings
@@ -82,12 +89,18 @@ pub struct EngineArgs {
     /// A chat template (Jinja) file in place of the checkpoint's
     #[arg(long)]
     pub chat_template: Option<std::path::PathBuf>,
-    /// Simulated engine: milliseconds to the first token
-    #[arg(long, default_value_t = 100.0, hide = true)]
-    pub sim_ttft_ms: f64,
-    /// Simulated engine: milliseconds between tokens
+    /// Simulated engine (--device sim): milliseconds of every step
     #[arg(long, default_value_t = 10.0, hide = true)]
-    pub sim_itl_ms: f64,
+    pub sim_step_ms: f64,
+    /// Simulated engine: milliseconds that each sequence adds to a step
+    #[arg(long, default_value_t = 0.0, hide = true)]
+    pub sim_sequence_ms: f64,
+    /// Simulated engine: milliseconds that each prompt token adds to a step
+    #[arg(long, default_value_t = 0.0, hide = true)]
+    pub sim_prompt_token_ms: f64,
+    /// Compute each step before the next one is scheduled: the reference for the overlapped loop
+    #[arg(long, hide = true)]
+    pub no_overlap: bool,
 }
 
 impl EngineArgs {
@@ -100,14 +113,59 @@ impl EngineArgs {
             "fp8_e5m2" => KvCacheDtype::Fp8E5M2,
             "fp8" | "fp8_e4m3" => KvCacheDtype::Fp8E4M3,
             other => {
-                return Err(CliError::new(format!("--kv-cache-dtype: unknown type {other:?}"))
-                    .hint("use one of auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3"));
+                return Err(
+                    CliError::new(format!("--kv-cache-dtype: unknown type {other:?}"))
+                        .hint("use one of auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3"),
+                );
             }
         })
     }
 
-    /// The engine's settings for a model with a context of `model_len` tokens.
-    pub fn engine_config(&self, model_len: usize) -> CliResult<EngineConfig> {
+    /// The type of the weights of `--dtype`; `None` for auto.
+    pub fn weight_dtype(&self) -> CliResult<Option<DType>> {
+        Ok(match self.dtype.as_str() {
+            "auto" => None,
+            "bfloat16" | "bf16" => Some(DType::BF16),
+            "float16" | "half" | "f16" => Some(DType::F16),
+            "float32" | "float" | "f32" => Some(DType::F32),
+            other => {
+                return Err(CliError::new(format!("--dtype: unknown type {other:?}"))
+                    .hint("use one of auto, bfloat16, float16, float32"));
+            }
+        })
+    }
+
+    /// What `--quantization` asks for.
+    pub fn quantization(&self) -> CliResult<Option<Quantization>> {
+        Ok(match self.quantization.as_deref() {
+            None | Some("none") => None,
+            Some("q8_0") => Some(Quantization::To(DType::Q8_0)),
+            Some("q4_0") => Some(Quantization::To(DType::Q4_0)),
+            Some("q4_1") => Some(Quantization::To(DType::Q4_1)),
+            Some("bitsandbytes" | "nf4") => Some(Quantization::Nf4),
+            Some(other @ ("gptq" | "awq" | "fp8" | "int8" | "gguf")) => {
+                return Err(
+                    CliError::new(format!("--quantization {other} is not built yet")).hint(
+                        "q8_0, q4_0, q4_1 and bitsandbytes quantise any checkpoint while it is loaded",
+                    ),
+                );
+            }
+            Some(other) => {
+                return Err(
+                    CliError::new(format!("--quantization: unknown method {other:?}"))
+                        .hint("use q8_0, q4_0, q4_1 or bitsandbytes"),
+                );
+            }
+        })
+    }
+
+    /// The engine's settings for a model with a context of `model_len` tokens;
+    /// `batched_tokens` where `--max-num-batched-tokens` is not given.
+    pub fn engine_config(
+        &self,
+        model_len: usize,
+        batched_tokens: usize,
+    ) -> CliResult<EngineConfig> {
         let max_model_len = self.max_model_len.unwrap_or(model_len);
         let at_least_one = |flag: &str, value: usize| match value {
             0 => Err(CliError::new(format!("{flag} must be at least 1"))),
@@ -119,13 +177,28 @@ impl EngineArgs {
             ))
             .hint(format!("use --max-model-len {model_len} or less")));
         }
+        if !(0.0..=1.0).contains(&self.gpu_memory_utilization) {
+            return Err(CliError::new(format!(
+                "--gpu-memory-utilization {} is no share between 0 and 1",
+                self.gpu_memory_utilization
+            )));
+        }
+        let max_num_seqs = at_least_one("--max-num-seqs", self.max_num_seqs)?;
+        let batched_tokens = at_least_one(
+            "--max-num-batched-tokens",
+            self.max_num_batched_tokens
+                .unwrap_or(batched_tokens.max(max_num_seqs)),
+        )?;
+        if batched_tokens < max_num_seqs {
+            return Err(CliError::new(format!(
+                "--max-num-batched-tokens {batched_tokens} is less than --max-num-seqs {max_num_seqs}: \
+                 a step could not give every sequence its token"
+            ))
+            .hint(format!("use --max-num-batched-tokens {max_num_seqs} or more")));
+        }
         Ok(EngineConfig {
-            max_num_seqs: at_least_one("--max-num-seqs", self.max_num_seqs)?,
-            max_num_batched_tokens: at_least_one(
-                "--max-num-batched-tokens",
-                self.max_num_batched_tokens,
-            )?
-            .max(self.max_num_seqs),
+            max_num_seqs,
+            max_num_batched_tokens: batched_tokens,
             max_model_len: at_least_one("--max-model-len", max_model_len)?,
             max_queue: at_least_one("--max-queue", self.max_queue)?,
             enable_prefix_caching: !self.no_enable_prefix_caching,
@@ -141,16 +214,27 @@ impl EngineArgs {
                     .hint("use fcfs, priority or sjf"));
                 }
             },
-            overlap: true,
+            overlap: !self.no_overlap,
             seed: self.seed,
         })
     }
 }
 
+/// What the weights are quantised to while they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// Blocks of this type.
+    To(DType),
+    /// bitsandbytes' 4-bit normal floats.
+    Nf4,
+}
+
 /// Bytes with an optional unit: 4096, 512M, 2GiB, 1.5GB.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -162,10 +246,15 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "mb" => 1e6,
         "gb" => 1e9,
         "tb" => 1e12,
-        other => return Err(format!("unknown unit {other:?}; use for example 512M or 2GiB")),
+        other => {
+            return Err(format!(
+                "unknown unit {other:?}; use for example 512M or 2GiB"
+            ));
+        }
     };
-    let value: f64 =
-        number.parse().map_err(|_| format!("{text:?} is no number of bytes, as in 512M or 2GiB"))?;
+    let value: f64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no number of bytes, as in 512M or 2GiB"))?;
     if !value.is_finite() || value * factor < 1.0 || value * factor > 2f64.powi(50) {
         return Err(format!("{text:?} is out of range"));
     }

@@ -28,6 +28,12 @@ impl CliError {
         self.hint = Some(hint.into());
         self
     }
+
+    /// The same with another exit code.
+    pub fn code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
 }
 
 impl fmt::Display for CliError {

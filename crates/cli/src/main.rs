@@ -2,7 +2,11 @@
 
 mod commands;
 mod config_file;
+mod deploy;
+mod engine_args;
 mod error;
+mod load_args;
+mod measure;
 
 use clap::{Parser, Subcommand};
 
@@ -21,6 +25,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a model, load it at rising concurrency, explain the result
+    Run(commands::run::RunArgs),
+    /// Serve a model behind an OpenAI-compatible API
+    Serve(commands::serve::ServeArgs),
     /// What this machine is and what would run on it
     Doctor(commands::doctor::DoctorArgs),
     /// Load any OpenAI-compatible endpoint at rising concurrency
@@ -32,12 +40,21 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("POWERBAND_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,powerband_server=info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     let outcome =
         config_file::expand(std::env::args_os().collect()).and_then(|args| match Cli::parse_from(
             args,
         )
         .command
         {
+            Command::Run(args) => commands::run::run(&args),
+            Command::Serve(args) => commands::serve::run(&args),
             Command::Doctor(args) => commands::doctor::run(&args),
             Command::Bench(args) => commands::bench::run(&args),
             Command::Report(args) => commands::report::run(&args),

@@ -24,6 +24,8 @@ enum Source {
     Tensors(HashMap<String, Tensor>),
     /// Made when asked for (`--load-format dummy`).
     Dummy(DummyWeights),
+    /// Converted when asked for (`--quantization`, `--dtype`).
+    Stored(Box<Weights>, DType),
 }
 
 impl Default for Weights {
@@ -69,19 +71,44 @@ impl Weights {
         }
     }
 
-    /// The tensor of that name, or an error that names it.
-    pub fn get(&self, name: &str) -> Result<Tensor, ModelError> {
-        self.find(name).ok_or_else(|| ModelError::Tensor {
-            name: name.to_owned(),
-            reason: "missing from the checkpoint".to_owned(),
-        })
+    /// The same weights with their matrices stored as `dtype` (F32, F16, BF16, Q8_0, Q4_0 or
+    /// Q4_1), each converted when it is asked for. What is in blocks already keeps its type when
+    /// `dtype` has none. The embedding and the output matrix take no fewer than 8 bits: they are
+    /// what 4 bits hurt most, and other quantised formats spare them too.
+    pub fn stored_as(self, dtype: DType) -> Self {
+        Self {
+            source: Source::Stored(Box::new(self), dtype),
+        }
     }
 
-    /// The tensor of that name, if there is one.
-    pub fn find(&self, name: &str) -> Option<Tensor> {
+    /// The tensor of that name, or an error that names it.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be converted.
+    pub fn get(&self, name: &str) -> Result<Tensor, ModelError> {
+        let missing = || ModelError::Tensor {
+            name: name.to_owned(),
+            reason: "missing from the checkpoint".to_owned(),
+        };
         match &self.source {
-            Source::Tensors(tensors) => tensors.get(name).cloned(),
-            Source::Dummy(dummy) => dummy.make(name),
+            Source::Tensors(tensors) => tensors.get(name).cloned().ok_or_else(missing),
+            Source::Dummy(dummy) => dummy.make(name).ok_or_else(missing),
+            Source::Stored(inner, dtype) => {
+                let tensor = inner.get(name)?;
+                match stored_type(&tensor, *dtype) {
+                    dtype if dtype == tensor.dtype => Ok(tensor),
+                    dtype => tensor.quantize(dtype),
+                }
+            }
+        }
+    }
+
+    /// Is there a tensor of that name?
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Tensors(tensors) => tensors.contains_key(name),
+            Source::Dummy(dummy) => dummy.names().any(|known| known == name),
+            Source::Stored(inner, _) => inner.contains(name),
         }
     }
 
@@ -90,14 +117,33 @@ impl Weights {
         match &self.source {
             Source::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Dummy(dummy) => dummy.names().collect(),
+            Source::Stored(inner, _) => inner.names(),
         }
     }
 
-    /// Bytes of all tensors as stored.
+    /// Bytes of all tensors as they are in the checkpoint.
     pub fn total_bytes(&self) -> usize {
         match &self.source {
             Source::Tensors(tensors) => tensors.values().map(|t| t.bytes().len()).sum(),
             Source::Dummy(dummy) => dummy.total_bytes(),
+            Source::Stored(inner, _) => inner.total_bytes(),
         }
+    }
+}
+
+/// The type that a tensor gets when `dtype` is asked for.
+fn stored_type(tensor: &Tensor, dtype: DType) -> DType {
+    let in_blocks = |dtype: DType| dtype.block().0 > 1;
+    if tensor.shape.len() < 2 || (in_blocks(tensor.dtype) && !in_blocks(dtype)) {
+        return tensor.dtype;
+    }
+    let spared = tensor.name == "model.embed_tokens.weight" || tensor.name == "lm_head.weight";
+    let dtype = match spared && in_blocks(dtype) {
+        true => DType::Q8_0,
+        false => dtype,
+    };
+    match tensor.cols().is_multiple_of(dtype.block().0) {
+        true => dtype,
+        false => tensor.dtype,
     }
 }

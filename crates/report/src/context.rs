@@ -1,6 +1,11 @@
 //! What is known of a run beside its results. All of it may be missing: a summary CSV carries none.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+/// Its file in a folder of results.
+pub const FILE_NAME: &str = "context.json";
 
 /// Facts about the server and the run that sharpen the findings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -22,4 +27,12 @@ pub struct Context {
     pub max_num_seqs: Option<usize>,
     /// Tokens that the server's KV cache holds.
     pub kv_cache_tokens: Option<u64>,
+}
+
+impl Context {
+    /// What the folder of a run says of it; `None` where it says nothing readable.
+    pub fn read(folder: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(folder.join(FILE_NAME)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
 }

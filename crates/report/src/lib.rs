@@ -45,11 +45,13 @@ pub struct Report {
 /// [`ReportError`], naming the file and, in a CSV, the line.
 pub fn load(paths: &[PathBuf]) -> Result<Report, ReportError> {
     let loaded = load::load(paths)?;
-    let mut context = Context::default();
+    // Written beside the results by whoever measured them.
+    let folder = paths.iter().find(|path| path.is_dir());
+    let mut context = folder.and_then(|f| Context::read(f)).unwrap_or_default();
     if let Some(result) = loaded.results.first() {
         let known = |s: &str| (!s.is_empty()).then(|| s.to_owned());
-        context.model = known(&result.model);
-        context.target = known(&result.target);
+        context.model = context.model.or(known(&result.model));
+        context.target = context.target.or(known(&result.target));
     }
     let mut report = Report::new(loaded.levels, context);
     report.sources = loaded.sources;
@@ -119,7 +121,25 @@ impl Report {
             &self.sweep(),
             &self.findings,
             &self.sources,
+            &self.context,
         )
+    }
+
+    /// The levels as an aligned table for a terminal.
+    pub fn table_text(&self) -> String {
+        let mut rows = vec![table::HEAD.map(str::to_owned).to_vec()];
+        rows.extend(table::rows(&self.sweep()));
+        let width = |column: usize| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..table::HEAD.len()).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let cells = row.iter().zip(&widths);
+            let cells: Vec<String> = cells.map(|(cell, w)| format!("{cell:>w$}")).collect();
+            cells.join("  ") + "\n"
+        };
+        rows.iter().map(line).collect()
     }
 
     /// The report in a few lines for a terminal.

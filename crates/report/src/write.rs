@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::ReportError;
 use crate::findings::Finding;
 use crate::sweep::Sweep;
-use crate::{LevelSummary, csv, html, markdown, plots};
+use crate::{Context, LevelSummary, context, csv, html, markdown, plots};
 
 /// The files of a written report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub(crate) fn write(
     sweep: &Sweep<'_>,
     findings: &[Finding],
     sources: &[PathBuf],
+    context: &Context,
 ) -> Result<Written, ReportError> {
     let plots_folder = folder.join("plots");
     std::fs::create_dir_all(&plots_folder).map_err(|source| ReportError::Write {
@@ -58,6 +59,14 @@ pub(crate) fn write(
         source: e.into(),
     })?;
     put(folder.join("findings.json"), &json)?;
+    if *context != Context::default() {
+        let path = folder.join(context::FILE_NAME);
+        let json = serde_json::to_vec_pretty(context).map_err(|e| ReportError::Write {
+            path: path.clone(),
+            source: e.into(),
+        })?;
+        put(path, &json)?;
+    }
     let charts = plots::all(sweep, findings);
     for (name, chart) in &charts {
         let svg = chart.svg();

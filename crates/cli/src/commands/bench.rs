@@ -1,12 +1,12 @@
 //! `powerband bench`: load any OpenAI-compatible endpoint, level by level.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use clap::{Args, ValueEnum};
-use powerband_bench::{BenchConfig, Cancel, Endpoint, Event, LevelMetrics, Profile, Strategy};
+use powerband_bench::{BenchConfig, Endpoint, Profile};
+use powerband_report::Context;
 
 use crate::error::{CliError, CliResult};
+use crate::load_args::LoadArgs;
+use crate::measure;
 
 /// The shapes of load, by GuideLLM's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,13 +43,6 @@ pub struct BenchArgs {
     /// The shape of the load
     #[arg(long, value_enum, default_value = "concurrent")]
     pub profile: ProfileName,
-    /// Clients of each level
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "1,5,10,15,25,30,35,40,45,50,55,100"
-    )]
-    pub concurrency: Vec<usize>,
     /// Requests per second of each level (constant, poisson)
     #[arg(long, value_delimiter = ',')]
     pub rate: Vec<f64>,
@@ -59,27 +52,8 @@ pub struct BenchArgs {
     /// Levels of a sweep
     #[arg(long, default_value_t = 10)]
     pub sweep_levels: usize,
-    /// Requests of a level
-    #[arg(long, default_value_t = 100)]
-    pub max_requests: u64,
-    /// Longest a level may take, s
-    #[arg(long)]
-    pub max_seconds: Option<f64>,
-    /// Tokens of each prompt, as the server counts them
-    #[arg(long, default_value_t = 128)]
-    pub prompt_tokens: u64,
-    /// Tokens of each answer
-    #[arg(long, default_value_t = 64)]
-    pub output_tokens: u64,
-    /// Seed of the prompts [default: new ones each run, so that no prefix cache knows them]
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// Where results go: one throughput-N.json a level, then the report
-    #[arg(long, default_value = "benchmark-results")]
-    pub output_dir: PathBuf,
-    /// Keep levels that the folder already holds, measured with the same settings
-    #[arg(long)]
-    pub resume: bool,
+    #[command(flatten)]
+    pub load: LoadArgs,
 }
 
 impl BenchArgs {
@@ -94,7 +68,7 @@ impl BenchArgs {
         let rates = self.rate.clone();
         let profile = match self.profile {
             ProfileName::Synchronous => Profile::Synchronous,
-            ProfileName::Concurrent => Profile::Concurrent(self.concurrency.clone()),
+            ProfileName::Concurrent => Profile::Concurrent(self.load.levels()),
             ProfileName::Throughput => Profile::Throughput { max_concurrency },
             ProfileName::Constant => Profile::Constant {
                 rates,
@@ -116,13 +90,7 @@ impl BenchArgs {
             CliError::new(format!("--endpoint: unknown endpoint {:?}", self.endpoint))
                 .hint("use completions or chat")
         })?;
-        config.data.prompt_tokens = self.prompt_tokens;
-        config.data.output_tokens = self.output_tokens;
-        config.data.seed = self.seed;
-        config.limits.max_requests = Some(self.max_requests);
-        config.limits.max_seconds = self.max_seconds;
-        config.output_dir = Some(self.output_dir.clone());
-        config.resume = self.resume;
+        self.load.apply(&mut config);
         Ok(config)
     }
 }
@@ -130,75 +98,12 @@ impl BenchArgs {
 /// Measures the levels, then writes the report beside them.
 pub fn run(args: &BenchArgs) -> CliResult {
     let config = args.config()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::new)?;
-    let cancel = Arc::new(Cancel::default());
-    let levels = runtime
-        .block_on(async {
-            let raised = cancel.clone();
-            tokio::spawn(async move {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    eprintln!("stopping; finished levels are kept (go on with --resume)");
-                    raised.cancel();
-                }
-            });
-            powerband_bench::run(&config, show, &cancel).await
-        })
-        .map_err(CliError::new)?;
-    if levels.is_empty() {
-        return Err(CliError::new("no level was finished"));
-    }
-    let context = powerband_report::Context {
-        model: Some(levels[0].model.clone()),
-        target: Some(levels[0].target.clone()),
-        ..Default::default()
+    let levels = measure::levels(&config)?;
+    let first = levels.first();
+    let context = Context {
+        model: first.map(|level| level.model.clone()),
+        target: first.map(|level| level.target.clone()),
+        ..Context::default()
     };
-    let report = powerband_report::Report::from_levels(&levels, context);
-    let written = report.write(&args.output_dir).map_err(CliError::new)?;
-    print!("{}", report.summary_text());
-    println!("Report: {}", written.html.display());
-    Ok(())
-}
-
-/// One line a level.
-fn show(event: Event<'_>) {
-    match event {
-        Event::Prepared {
-            target,
-            model,
-            levels,
-            warnings,
-        } => {
-            eprintln!("{model} at {target}, {levels} level(s)");
-            warnings.iter().for_each(|w| eprintln!("warning: {w}"));
-        }
-        Event::LevelFinished {
-            result, metrics, ..
-        } => {
-            line(&result.strategy, metrics, "");
-            result
-                .warnings
-                .iter()
-                .for_each(|w| eprintln!("  warning: {w}"));
-        }
-        Event::LevelSkipped {
-            result, metrics, ..
-        } => line(&result.strategy, metrics, " (kept)"),
-        _ => {}
-    }
-}
-
-fn line(strategy: &Strategy, m: &LevelMetrics, note: &str) {
-    eprintln!(
-        "{:>16}: {:>4} ok {:>3} failed | {:>8.1} output tok/s {:>9.1} total | TTFT {:>9.1} ms | ITL {:>7.2} ms{note}",
-        strategy.file_stem(),
-        m.successful,
-        m.errored,
-        m.output_tokens_per_second,
-        m.total_tokens_per_second,
-        m.ttft_ms.mean,
-        m.itl_ms.mean,
-    );
+    measure::report(&levels, context, &config)
 }

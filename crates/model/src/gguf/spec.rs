@@ -171,13 +171,9 @@ impl Keys<'_> {
                 (None, true) => Some(1e4),
                 (None, false) => None,
             },
-            tie_embeddings: weights.find("lm_head.weight").is_none(),
-            qkv_bias: weights
-                .find("model.layers.0.self_attn.q_proj.bias")
-                .is_some(),
-            qk_norm: weights
-                .find("model.layers.0.self_attn.q_norm.weight")
-                .is_some(),
+            tie_embeddings: !weights.contains("lm_head.weight"),
+            qkv_bias: weights.contains("model.layers.0.self_attn.q_proj.bias"),
+            qk_norm: weights.contains("model.layers.0.self_attn.q_norm.weight"),
             sandwich_norms: gemma,
             // The converter has added the one already.
             norm_plus_one: false,
@@ -212,7 +208,7 @@ impl Keys<'_> {
                 return Err(self.unsupported(&format!("rotary scaling of the type {other}")));
             }
         };
-        match (weights.find("rope_freqs.weight"), linear) {
+        match (weights.get("rope_freqs.weight").ok(), linear) {
             (None, linear) => Ok(linear),
             (Some(factors), RopeScaling::None) => Ok(RopeScaling::Factors(factors.to_f32())),
             (Some(_), _) => Err(self.unsupported("rope_freqs.weight together with rotary scaling")),
