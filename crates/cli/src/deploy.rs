@@ -150,7 +150,11 @@ fn open(
             args.seed,
         ));
     }
-    let path = locate_model(name)?;
+    let path = locate_model(name).map_err(|error| match builtin(name) {
+        Some(_) => CliError::new(format!("{name}: {}", error.message))
+            .hint("--load-format dummy runs this model with random weights and needs no file"),
+        None => error,
+    })?;
     phases.done(format_args!("{} is here", path.display()));
     let checkpoint = Checkpoint::open(&path).map_err(|error| {
         CliError::new(error).hint(

@@ -9,6 +9,9 @@ use crate::kv::{BLOCK_SIZE, Layout};
 
 /// Share of the free memory that the KV cache takes at most unless its size is given.
 const DEFAULT_SHARE: f64 = 0.5;
+/// Without a flag the cache is at most this large (or one sequence of full length): with the prefix
+/// cache every block is used in turn, so all of it ends up resident (vLLM's default on a CPU).
+const DEFAULT_MOST: usize = 4 << 30;
 
 /// Bytes of the parts of an executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +87,11 @@ pub(crate) fn kv_blocks(
             )));
         }
         (Some(bytes), _) => bytes / block,
-        (None, Some(available)) => most.min((available as f64 * DEFAULT_SHARE) as usize / block),
-        (None, None) => most,
+        (None, available) => {
+            let plenty = most.min(per_sequence.max(DEFAULT_MOST / block));
+            let share = available.map(|a| (a as f64 * DEFAULT_SHARE) as usize / block);
+            plenty.min(share.unwrap_or(usize::MAX))
+        }
     };
     if blocks >= per_sequence {
         return Ok(blocks.min(u32::MAX as usize));
@@ -144,12 +150,17 @@ mod tests {
     const TOKEN: usize = 2 * 30 * 3 * 64 * 2;
 
     #[test]
-    fn the_default_is_what_all_sequences_need_within_half_of_what_is_free() {
-        assert_eq!(blocks(None, 2048, None), Ok(50 * 128));
-        assert_eq!(blocks(None, 2048, Some(1 << 40)), Ok(50 * 128));
-        let half = 2048 * 10 * TOKEN;
-        assert_eq!(blocks(None, 2048, Some(2 * half)), Ok(10 * 128));
-        assert_eq!(blocks(Some(half), 2048, Some(2 * half)), Ok(10 * 128));
+    fn the_default_is_what_all_sequences_need_within_bounds() {
+        // All sequences at full length, where that is little.
+        assert_eq!(blocks(None, 512, None), Ok(50 * 32));
+        assert_eq!(blocks(None, 512, Some(1 << 40)), Ok(50 * 32));
+        // Half of what is free.
+        let half = 512 * 10 * TOKEN;
+        assert_eq!(blocks(None, 512, Some(2 * half)), Ok(10 * 32));
+        assert_eq!(blocks(Some(half), 512, Some(2 * half)), Ok(10 * 32));
+        // Never more than 4 GiB.
+        let plenty = (4 << 30) / (16 * TOKEN);
+        assert_eq!(blocks(None, 8192, Some(1 << 40)), Ok(plenty));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct CpuOptions {
     /// How keys and values are stored.
     pub kv_dtype: KvCacheDtype,
     /// Bytes of the KV cache (`--kv-cache-memory-bytes`); `None`: what all sequences at full
-    /// length need, within half of the free memory.
+    /// length need, within 4 GiB and half of the free memory.
     pub kv_cache_bytes: Option<usize>,
     /// Most sequences at once.
     pub max_num_seqs: usize,

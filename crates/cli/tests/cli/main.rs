@@ -1,0 +1,11 @@
+//! The binary, driven as a user drives it: flags, files, sockets, signals.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod config;
+mod errors;
+mod help;
+mod real_model;
+mod run;
+mod serve;
+mod support;
