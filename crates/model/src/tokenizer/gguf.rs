@@ -5,14 +5,10 @@ use std::collections::HashMap;
 
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{NFC, Prepend, Replace, Sequence as Normalizers};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer as HfTokenizer};
+use tokenizers::{AddedToken, NormalizerWrapper, Tokenizer as HfTokenizer};
 
-use super::{Spelling, Tokenizer};
+use super::{Spelling, Tokenizer, words};
 use crate::ModelError;
 use crate::gguf::Gguf;
 use crate::gguf::spec::adds_bos_by_default;
@@ -20,10 +16,6 @@ use crate::gguf::spec::adds_bos_by_default;
 /// GGUF's kinds of tokens.
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
-
-/// The word splitting of Llama 3 and of Qwen 2: they differ in how many digits stay together.
-const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl Tokenizer {
     /// The tokenizer of a GGUF file; `None` if the file carries no vocabulary.
@@ -129,35 +121,19 @@ impl Vocabulary<'_> {
                 .ok_or_else(|| self.file.error(format!("the merge {line:?} has no space")))?;
             merges.push((left.to_owned(), right.to_owned()));
         }
-        let llama3 = matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "falcon3");
-        let mut tokenizer = self.bpe(merges, false, llama3)?;
-        let bytes = |regex| PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, regex));
-        let words = |pattern: &str| {
-            Split::new(
-                SplitPattern::Regex(pattern.to_owned()),
-                SplitDelimiterBehavior::Isolated,
-                false,
-            )
-            .map(PreTokenizerWrapper::Split)
-            .map_err(|e| self.file.error(e.to_string()))
-        };
-        let steps = match pre {
-            "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jina-es" | "jina-de" => {
-                vec![bytes(true)]
-            }
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => {
-                vec![PreTokenizerWrapper::Digits(Digits::new(true)), bytes(true)]
-            }
-            "qwen2" | "deepseek-r1-qwen" | "megrez" => vec![words(QWEN2_WORDS)?, bytes(false)],
-            _ if llama3 => vec![words(LLAMA3_WORDS)?, bytes(false)],
-            other => {
-                return Err(ModelError::Unsupported(format!(
-                    "{}: word splitting of the kind {other:?}",
-                    self.file.path().display()
-                )));
-            }
-        };
-        if matches!(pre, "qwen2" | "megrez") {
+        let steps = words::steps(pre).ok_or_else(|| {
+            let kind = match pre {
+                "" => "that no tokenizer.ggml.pre names".to_owned(),
+                other => format!("of the kind {other:?}"),
+            };
+            ModelError::Unsupported(format!(
+                "{}: word splitting {kind}",
+                self.file.path().display()
+            ))
+        })?;
+        let steps = steps.map_err(|e| self.file.error(e.to_string()))?;
+        let mut tokenizer = self.bpe(merges, false, words::keeps_known_words(pre))?;
+        if words::composes(pre) {
             tokenizer
                 .with_normalizer(Some(NormalizerWrapper::NFC(NFC)))
                 .map_err(|e| self.file.error(e.to_string()))?;
