@@ -1,1 +1,28 @@
 //! The Executor on an NVIDIA GPU.
+//!
+//! The kernels (`kernels/*.cuh`) are compiled ahead of time; at run time only the driver is needed,
+//! and without one [`probe`] says so. Reading order: [`options`], `model` and `buffers` (what lies
+//! where), `step` (a step as the GPU reads it), `forward` (its kernels), [`executor`].
+
+mod buffers;
+pub mod check;
+mod driver;
+pub mod executor;
+mod fatbin;
+mod forward;
+mod gemm;
+mod load;
+pub mod memory;
+mod model;
+pub mod options;
+mod params;
+mod probe;
+mod rope;
+mod slots;
+mod step;
+
+pub use driver::DriverError;
+pub use executor::CudaExecutor;
+pub use memory::MemoryBudget;
+pub use options::CudaOptions;
+pub use probe::{GpuInfo, probe, probe_device};

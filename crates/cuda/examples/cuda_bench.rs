@@ -1,0 +1,85 @@
+//! Times of steps with random weights: `cuda_bench [steps] [prefill] [shares] [plans]
+//! [model=llama-3.2-1b] [batches=1,8,32]`; all of them without arguments.
+
+use std::time::Instant;
+
+use powerband_cuda::check::{bench_decode, bench_plans, bench_prefill, bench_shares};
+use powerband_cuda::{CudaExecutor, CudaOptions};
+use powerband_engine::{EngineError, SamplingParams};
+use powerband_model::Weights;
+
+fn main() -> Result<(), EngineError> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let value = |key: &str| arguments.iter().find_map(|a| a.strip_prefix(key));
+    let words: Vec<&String> = arguments.iter().filter(|a| !a.contains('=')).collect();
+    let asked = |word: &str| words.is_empty() || words.iter().any(|a| *a == word);
+    let info = match powerband_cuda::probe() {
+        Ok(info) => info,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return Ok(());
+        }
+    };
+    println!("{} (CUDA {})", info.name, info.driver_cuda_version);
+    let name = value("model=").unwrap_or("llama-3.2-1b");
+    let spec = powerband_model::spec::builtin(name)
+        .ok_or_else(|| EngineError::Config(format!("no built-in model {name}")))?;
+    let batches: Vec<usize> = value("batches=")
+        .unwrap_or("1,8,32,50,64,128,256")
+        .split(',')
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    let begin = Instant::now();
+    let options = CudaOptions {
+        max_model_len: 8192,
+        dummy_seed: Some(1),
+        kv_cache_bytes: Some(8 << 30),
+        ..CudaOptions::default()
+    };
+    let mut executor = CudaExecutor::new(&spec, &Weights::default(), options)?;
+    println!("ready in {:.2} s: {}", begin.elapsed().as_secs_f64(), executor.memory_budget());
+
+    let greedy = SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    };
+    let random = SamplingParams {
+        temperature: 0.8,
+        top_p: 0.95,
+        ..SamplingParams::default()
+    };
+    if asked("steps") {
+        for &count in &batches {
+            for (kind, context, sampling) in
+                [("greedy", 200, &greedy), ("greedy", 1000, &greedy), ("top-p", 200, &random)]
+            {
+                let name = format!("decode {kind}, batch {count}, context {context}");
+                let bench = bench_decode(&mut executor, &name, count, context, sampling.clone())?;
+                let (least, most) = bench.range;
+                println!("{:<44} {:.3} ms ({least:.3} to {most:.3})", bench.name, bench.median);
+            }
+        }
+    }
+    if asked("prefill") {
+        for (count, len) in [(1, 128), (1, 1024), (8, 128), (64, 128), (1, 8000), (8, 1024)] {
+            let bench = bench_prefill(&mut executor, count, len)?;
+            let (least, most) = bench.range;
+            println!("{:<44} {:.3} ms ({least:.3} to {most:.3})", bench.name, bench.median);
+        }
+    }
+    if asked("shares") {
+        for &count in &batches {
+            for bench in bench_shares(&mut executor, count)? {
+                println!("{:<44} {:.1} us", bench.name, bench.median * 1e3);
+            }
+        }
+    }
+    if asked("plans") {
+        for &count in &batches {
+            for line in bench_plans(&mut executor, count)? {
+                println!("{line}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+// Attention over the paged cache. Scores are computed as keys times queries, so that 16 positions
+// of a block fill the rows of a matrix product and up to eight (query, head) pairs that share a
+// key/value head fill its columns; the output is values transposed times weights. Cache blocks are
+// read straight into registers, in fragment order.
+//
+// Decoding: the warps of a block share the positions of one sequence and meet at the end; a long
+// context is shared by several blocks, and the one that ends last brings their parts together.
+// Prompts: each warp has 32 columns of its own.
+#pragma once
+#include "cache.cuh"
+
+struct AttentionParams {
+  const void *query;     // [tokens][q_dim]
+  const char *cache;     // of the layer
+  void *out;             // tiles
+  const int *blocks;     // block tables of all sequences, one after the other
+  const int *sequences;  // [n][4]: first token, tokens, first position, start of the block table
+  const int *count;      // sequences in the list
+  const int *tiles;      // prompts: [n][2]: sequence, first query of the tile
+  float *partial;        // splits: [sequence][head][split][head_dim + 2]
+  int *arrived;          // splits: [sequence][kv head], zero between launches
+  int q_dim, kv_dim, heads, out_tiles, splits, window, kv_kind;
+  float scale;           // of scores, times log2(e)
+};
+
+struct alignas(16) Frag { uint32_t r[4]; };
+
+// The fragment of 16 positions by 16 elements that this lane holds.
+template <typename T, int KIND>
+static __device__ inline Frag load_fragment(const char *at, int lane) {
+  Frag f;
+  if (KIND == KV_SAME) {
+    uint4 v = __ldg(reinterpret_cast<const uint4 *>(at) + lane);
+    f.r[0] = v.x, f.r[1] = v.y, f.r[2] = v.z, f.r[3] = v.w;
+  } else {
+    uint2 v = __ldg(reinterpret_cast<const uint2 *>(at) + lane);
+    f.r[0] = widen2<T>(v.x & 0xFFFF, KIND);
+    f.r[1] = widen2<T>(v.x >> 16, KIND);
+    f.r[2] = widen2<T>(v.y & 0xFFFF, KIND);
+    f.r[3] = widen2<T>(v.y >> 16, KIND);
+  }
+  return f;
+}
+
+// Scores, running maximum and output of N tiles of eight columns over HD elements of a head.
+template <typename T, int KIND, int HD, int N> struct Attend {
+  static constexpr int kFrags = HD / 16;
+  uint32_t query[kFrags][N][2];
+  float out[kFrags][N][4];
+  float top[N][2], sum[N][2];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      top[n][0] = top[n][1] = -INFINITY;
+      sum[n][0] = sum[n][1] = 0;
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f)
+        out[f][n][0] = out[f][n][1] = out[f][n][2] = out[f][n][3] = 0;
+    }
+  }
+
+  // `row` is this lane's column's query and head, or null.
+  __device__ void load_query(int n, const T *row, int lane) {
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        query[f][n][h] = row ? *reinterpret_cast<const uint32_t *>(row + f * 16 + h * 8 + (lane & 3) * 2) : 0;
+  }
+
+  // One block: `first[n][j]`/`last[n][j]` bound the positions that this lane's two columns see,
+  // relative to the block.
+  __device__ void block(const Frag *keys, const Frag *values, float scale, const int (*first)[2],
+                        const int (*last)[2], int lane) {
+    int low = lane >> 2;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float s[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) mma<T>(s, keys[f].r, query[f][n]);
+      float best[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        s[j] = low >= first[n][j] && low <= last[n][j] ? s[j] * scale : -INFINITY;
+        s[j + 2] = low + 8 >= first[n][j] && low + 8 <= last[n][j] ? s[j + 2] * scale : -INFINITY;
+        float m = fmaxf(s[j], s[j + 2]);
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 4));
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 8));
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 16));
+        best[j] = fmaxf(top[n][j], m);
+        float base = best[j] == -INFINITY ? 0 : best[j];
+        float keep = exp2f(top[n][j] - base);
+        top[n][j] = best[j];
+        s[j] = exp2f(s[j] - base);
+        s[j + 2] = exp2f(s[j + 2] - base);
+        sum[n][j] = sum[n][j] * keep + s[j] + s[j + 2];
+#pragma unroll
+        for (int f = 0; f < kFrags; ++f) {
+          out[f][n][j] *= keep;
+          out[f][n][j + 2] *= keep;
+        }
+      }
+      uint32_t weights[2] = {transpose8(Pair<T>::pack(s[0], s[1])), transpose8(Pair<T>::pack(s[2], s[3]))};
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) mma<T>(out[f][n], values[f].r, weights);
+    }
+  }
+
+  // Sums over the lanes that hold the same columns.
+  __device__ void finish() {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        sum[n][j] += __shfl_xor_sync(~0u, sum[n][j], 4);
+        sum[n][j] += __shfl_xor_sync(~0u, sum[n][j], 8);
+        sum[n][j] += __shfl_xor_sync(~0u, sum[n][j], 16);
+      }
+  }
+};
+
+// Cache blocks from which on a second block helps: fewer are read faster than they are shared.
+#define SPLIT_BLOCKS 32
+
+// Warps of a block: their sums must fit into 48 KiB.
+#define DECODE_WARPS(HD, N) ((HD) * (N) > 128 ? 4 : 8)
+
+// grid: (key/value heads, sequences, splits)
+template <typename T, int KIND, int HD, int N>
+static __device__ inline void attend_decode(const AttentionParams &p) {
+  constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = DECODE_WARPS(HD, N);
+  constexpr int kElement = KIND == KV_SAME ? 2 : 1;
+  __shared__ float merged[kWarps][kColumns][HD + 4];
+  let_next_start();
+  wait_for_inputs();
+  if ((int)blockIdx.y >= *p.count) return;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int kv_head = blockIdx.x, group = p.q_dim / p.kv_dim;
+  const int *sequence = p.sequences + blockIdx.y * 4;
+  int token = sequence[0], position = sequence[2];
+  const int *blocks = p.blocks + sequence[3];
+  int seen = position + 1, oldest = p.window > 0 ? max(0, seen - p.window) : 0;
+  int all = (seen + 15) / 16, begin = oldest / 16;
+  int splits = min(p.splits, (all - begin + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
+  if ((int)blockIdx.z >= splits) return;
+  int share = (all - begin + splits - 1) / splits;
+  int from = begin + blockIdx.z * share, to = min(all, from + share);
+
+  Attend<T, KIND, HD, N> a;
+  a.clear();
+  const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    int column = n * 8 + (lane >> 2);
+    a.load_query(n, column < group ? query + column * HD : nullptr, lane);
+  }
+  size_t block_bytes = (size_t)p.kv_dim * 32 * kElement;
+  const char *base = p.cache + (size_t)kv_head * HD * 32 * kElement;
+  for (int b = from + warp; b < to; b += kWarps) {
+    const char *at = base + blocks[b] * block_bytes;
+    Frag keys[kFrags], values[kFrags];
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) keys[f] = load_fragment<T, KIND>(at + f * 256 * kElement, lane);
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f)
+      values[f] = load_fragment<T, KIND>(at + (HD * 16 + f * 256) * kElement, lane);
+    int first[N][2], last[N][2];
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      for (int j = 0; j < 2; ++j) {
+        first[n][j] = oldest - b * 16;
+        last[n][j] = position - b * 16;
+      }
+    a.block(keys, values, p.scale, first, last, lane);
+  }
+  a.finish();
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      float *row = merged[warp][n * 8 + (lane & 3) * 2 + j];
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) {
+        row[f * 16 + (lane >> 2)] = a.out[f][n][j];
+        row[f * 16 + 8 + (lane >> 2)] = a.out[f][n][j + 2];
+      }
+      if (lane < 4) {
+        row[HD] = a.top[n][j];
+        row[HD + 1] = a.sum[n][j];
+      }
+    }
+  __syncthreads();
+  for (int i = threadIdx.x * 2; i < group * HD; i += kWarps * 64) {
+    int column = i / HD, dim = i % HD;
+    float top = -INFINITY, sum = 0;
+    float2 v = make_float2(0, 0);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) top = fmaxf(top, merged[w][column][HD]);
+    if (top > -INFINITY) {
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        float weight = exp2f(merged[w][column][HD] - top);
+        sum += weight * merged[w][column][HD + 1];
+        v.x += weight * merged[w][column][dim];
+        v.y += weight * merged[w][column][dim + 1];
+      }
+    }
+    int head = kv_head * group + column;
+    if (splits == 1) {
+      uint32_t two = Pair<T>::pack(v.x / sum, v.y / sum);
+      *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.out) + tile_at(token, head * HD + dim, p.out_tiles)) = two;
+    } else {
+      float *to = p.partial + ((size_t)(blockIdx.y * p.heads + head) * p.splits + blockIdx.z) * (HD + 2);
+      to[dim] = v.x;
+      to[dim + 1] = v.y;
+      if (dim == 0) {
+        to[HD] = top;
+        to[HD + 1] = sum;
+      }
+    }
+  }
+  if (splits == 1) return;
+  __shared__ int last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int *arrived = p.arrived + blockIdx.y * gridDim.x + kv_head;
+    last = atomicAdd(arrived, 1) == splits - 1;
+    if (last) *arrived = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  // In a fixed order, whoever came last.
+  for (int i = threadIdx.x; i < group * HD; i += kWarps * 32) {
+    int head = kv_head * group + i / HD, dim = i % HD;
+    const float *from = p.partial + (size_t)(blockIdx.y * p.heads + head) * p.splits * (HD + 2);
+    float top = -INFINITY, sum = 0, v = 0;
+    for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(from + s * (HD + 2) + HD));
+    for (int s = 0; s < splits; ++s) {
+      const float *part = from + s * (HD + 2);
+      float weight = exp2f(__ldcg(part + HD) - top);
+      sum += weight * __ldcg(part + HD + 1);
+      v += weight * __ldcg(part + dim);
+    }
+    reinterpret_cast<T *>(p.out)[tile_at(token, head * HD + dim, p.out_tiles)] = Pair<T>::one(v / sum);
+  }
+}
+
+#define PROMPT_WARPS 4
+
+// grid: (tiles of 128 columns, key/value heads)
+template <typename T, int KIND, int HD>
+static __device__ inline void attend_prompt(const AttentionParams &p) {
+  constexpr int N = HD <= 64 ? 4 : 2; // tiles of eight columns a warp
+  constexpr int kFrags = HD / 16, kElement = KIND == KV_SAME ? 2 : 1;
+  let_next_start();
+  wait_for_inputs();
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int kv_head = blockIdx.y, group = p.q_dim / p.kv_dim;
+  int per_tile = PROMPT_WARPS * N * 8 / group;
+  const int *tile = p.tiles + blockIdx.x * 2;
+  const int *sequence = p.sequences + tile[0] * 4;
+  int queries = min(per_tile, sequence[1] - tile[1]);
+  int token = sequence[0] + tile[1], position = sequence[2] + tile[1];
+  const int *blocks = p.blocks + sequence[3];
+  int from_column = warp * N * 8, columns = queries * group;
+  if (from_column >= columns) return;
+
+  Attend<T, KIND, HD, N> a;
+  a.clear();
+  const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
+  int mine[N][2]; // positions of this lane's columns, -1: none
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    int column = from_column + n * 8 + (lane >> 2);
+    bool real = column < columns;
+    a.load_query(n, real ? query + (size_t)(column / group) * p.q_dim + column % group * HD : nullptr, lane);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      int c = from_column + n * 8 + (lane & 3) * 2 + j;
+      mine[n][j] = c < columns ? position + c / group : -1;
+    }
+  }
+  int newest = position + min(columns - 1, from_column + N * 8 - 1) / group;
+  int oldest = position + from_column / group;
+  int begin = p.window > 0 ? max(0, oldest + 1 - p.window) / 16 : 0, end = newest / 16 + 1;
+  size_t block_bytes = (size_t)p.kv_dim * 32 * kElement;
+  const char *base = p.cache + (size_t)kv_head * HD * 32 * kElement;
+  Frag keys[kFrags], ahead[kFrags];
+  {
+    const char *at = base + blocks[begin] * block_bytes;
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) ahead[f] = load_fragment<T, KIND>(at + f * 256 * kElement, lane);
+  }
+  for (int b = begin; b < end; ++b) {
+    const char *at = base + blocks[b] * block_bytes;
+    const char *then = base + blocks[min(b + 1, end - 1)] * block_bytes;
+    Frag values[kFrags];
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f)
+      values[f] = load_fragment<T, KIND>(at + (HD * 16 + f * 256) * kElement, lane);
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) {
+      keys[f] = ahead[f];
+      ahead[f] = load_fragment<T, KIND>(then + f * 256 * kElement, lane);
+    }
+    int first[N][2], last[N][2];
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        last[n][j] = mine[n][j] - b * 16;
+        first[n][j] = p.window > 0 ? last[n][j] + 1 - p.window : 0;
+      }
+    a.block(keys, values, p.scale, first, last, lane);
+  }
+  a.finish();
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      int c = from_column + n * 8 + (lane & 3) * 2 + j;
+      if (c >= columns) continue;
+      int row = token + c / group, col = (kv_head * group + c % group) * HD + (lane >> 2);
+      float scale = 1.f / a.sum[n][j];
+      T *out = reinterpret_cast<T *>(p.out);
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) {
+        out[tile_at(row, col + f * 16, p.out_tiles)] = Pair<T>::one(a.out[f][n][j] * scale);
+        out[tile_at(row, col + f * 16 + 8, p.out_tiles)] = Pair<T>::one(a.out[f][n][j + 2] * scale);
+      }
+    }
+}
+
+#define DECODE(T, KIND, HD, N)                                                                     \
+  extern "C" __global__ void __launch_bounds__(DECODE_WARPS(HD, N) * 32)                                 \
+      attend_decode_##T##_##KIND##_##HD##_##N(const __grid_constant__ AttentionParams p) {         \
+    attend_decode<T, KIND, HD, N>(p);                                                              \
+  }
+#define PROMPT(T, KIND, HD)                                                                        \
+  extern "C" __global__ void __launch_bounds__(PROMPT_WARPS * 32)                                  \
+      attend_prompt_##T##_##KIND##_##HD(const __grid_constant__ AttentionParams p) {               \
+    attend_prompt<T, KIND, HD>(p);                                                                 \
+  }
+#define ATTENTION(T, KIND, HD) DECODE(T, KIND, HD, 1) DECODE(T, KIND, HD, 2) PROMPT(T, KIND, HD)
+#define ATTENTIONS(T, KIND)                                                                        \
+  ATTENTION(T, KIND, 16) ATTENTION(T, KIND, 32) ATTENTION(T, KIND, 64) ATTENTION(T, KIND, 128)
+ATTENTIONS(bf16, 0)
+ATTENTIONS(bf16, 1)
+ATTENTIONS(bf16, 2)
+
+
+

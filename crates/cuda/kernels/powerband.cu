@@ -1,0 +1,4 @@
+// All kernels, in one file for one call of the compiler.
+#include "attention.cuh"
+#include "gemm.cuh"
+#include "sample.cuh"

@@ -1,0 +1,47 @@
+//! Checks and measurements on a GPU, for the examples `cuda_check` and `cuda_bench`: there is no
+//! test runner where the GPUs are, so they travel as programs.
+
+mod kernels;
+mod models;
+mod random;
+mod reference;
+mod sampling;
+mod speed;
+
+pub use speed::{Bench, bench_decode, bench_plans, bench_prefill, bench_shares};
+
+/// One line of the table.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// It holds.
+    pub passed: bool,
+    /// The largest error, or what is wrong.
+    pub detail: String,
+}
+
+impl Check {
+    fn within(name: impl Into<String>, error: f64, bound: f64) -> Self {
+        Self {
+            name: name.into(),
+            passed: error <= bound,
+            detail: format!("error {error:.2e} of {bound:.0e}"),
+        }
+    }
+
+    fn failed(name: impl Into<String>, detail: impl ToString) -> Self {
+        Self {
+            name: name.into(),
+            passed: false,
+            detail: detail.to_string(),
+        }
+    }
+}
+
+/// All checks whose name contains `filter`, each reported as it ends.
+pub fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
+    kernels::run(filter, report);
+    models::run(filter, report);
+    sampling::run(filter, report);
+}

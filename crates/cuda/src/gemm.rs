@@ -1,0 +1,159 @@
+//! Which of the matrix kernels multiplies, and how its blocks share the work.
+
+use crate::driver::{Device, DriverError, Kernel, Module, Shape};
+
+/// Tokens and tiles of 64 weight rows that a block of each kernel computes.
+const VARIANTS: [(usize, usize); 7] = [
+    (8, 1),
+    (16, 1),
+    (32, 1),
+    (64, 1),
+    (64, 2),
+    (128, 2),
+    (256, 2),
+];
+
+/// `GEMM_THREADS` in `gemm.cuh`
+const THREADS: u32 = 288;
+
+#[derive(Debug, Clone, Copy)]
+struct Variant {
+    tokens: usize,
+    row_tiles: usize,
+    kernel: Kernel,
+}
+
+impl Variant {
+    /// Bytes of one place in the ring, and of everything else in shared memory.
+    fn shared(&self) -> (usize, usize) {
+        let chunk = if self.tokens == 256 { 32 } else { self.tokens };
+        let stage = self.row_tiles * 8192 + self.tokens * 128;
+        (stage, 2 * chunk * 68 * 4 + self.tokens * 4)
+    }
+}
+
+/// All matrix kernels.
+#[derive(Debug)]
+pub(crate) struct Gemms {
+    variants: Vec<Variant>,
+    multiprocessors: usize,
+    shared_per_block: usize,
+    clusters: bool,
+}
+
+/// How one product is computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GemmPlan {
+    pub kernel: Kernel,
+    pub shape: Shape,
+    pub stages: i32,
+    /// Tokens of a block, tiles of rows of a block, blocks of a cluster.
+    pub variant: (usize, usize, usize),
+}
+
+/// One product: tiles of 64 rows and columns of the weights, and tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product {
+    pub row_tiles: usize,
+    pub k_tiles: usize,
+    pub tokens: usize,
+}
+
+impl Gemms {
+    pub fn new(device: &Device, module: &Module) -> Result<Self, DriverError> {
+        let mut variants = Vec::new();
+        for (tokens, row_tiles) in VARIANTS {
+            let name = format!("gemm_bf16_{tokens}_{row_tiles}");
+            variants.push(Variant {
+                tokens,
+                row_tiles,
+                kernel: module.kernel(&name, device.shared_per_block)?,
+            });
+        }
+        Ok(Self {
+            variants,
+            multiprocessors: device.multiprocessors,
+            shared_per_block: device.shared_per_block,
+            clusters: device.has_clusters(),
+        })
+    }
+
+    /// The plan with the least estimated time.
+    pub fn plan(&self, product: Product) -> Option<GemmPlan> {
+        let mut best: Option<(f64, GemmPlan)> = None;
+        for index in 0..self.variants.len() {
+            for parts in [1, 2, 4, 8] {
+                let Some(plan) = self.plan_as(product, index, parts) else {
+                    continue;
+                };
+                let cost = self.cost(product, &plan);
+                if best.is_none_or(|(least, _)| cost < least) {
+                    best = Some((cost, plan));
+                }
+            }
+        }
+        best.map(|(_, plan)| plan)
+    }
+
+    /// Numbers of kernels that [`Gemms::plan_as`] takes.
+    pub fn len(&self) -> usize {
+        self.variants.len()
+    }
+
+    /// A plan with the `index`-th kernel and clusters of `parts` blocks, if that is possible.
+    pub fn plan_as(&self, product: Product, index: usize, parts: usize) -> Option<GemmPlan> {
+        let variant = self.variants.get(index)?;
+        let (stage, rest) = variant.shared();
+        let items = product.row_tiles.div_ceil(variant.row_tiles)
+            * product.tokens.div_ceil(variant.tokens);
+        // Blocks of a cluster have one item each, and the largest kernel cannot share at all.
+        let shares = self.clusters && variant.tokens < 256 && product.k_tiles >= 2 * parts;
+        if parts > 1 && !(shares && items * parts <= 2 * self.multiprocessors) {
+            return None;
+        }
+        // Two blocks fit into a multiprocessor when decoding, so that the next kernel fetches its
+        // weights while this one ends.
+        let room = match variant.tokens <= 64 && variant.row_tiles == 1 {
+            true => self.shared_per_block.min(self.shared_per_block / 2 - 1024),
+            false => self.shared_per_block,
+        };
+        let stages = room.checked_sub(rest)? / (stage + 16);
+        if stages < 2 {
+            return None;
+        }
+        let stages = stages.min(16);
+        let resident = if room < self.shared_per_block { 1 } else { 1 };
+        let grid = match parts {
+            1 => items.min(resident * self.multiprocessors),
+            _ => items * parts,
+        };
+        Some(GemmPlan {
+            kernel: variant.kernel,
+            shape: Shape {
+                grid: (grid as u32, 1, 1),
+                threads: THREADS,
+                shared: (stages * (stage + 16) + rest) as u32,
+                cluster: parts as u32,
+            },
+            stages: stages as i32,
+            variant: (variant.tokens, variant.row_tiles, parts),
+        })
+    }
+
+    /// An estimate, in steps of one tile of 64 columns.
+    fn cost(&self, product: Product, plan: &GemmPlan) -> f64 {
+        let (tokens, row_tiles, parts) = plan.variant;
+        let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
+        let blocks = items * parts;
+        let rounds = (blocks as f64 / self.multiprocessors as f64).max(1.0);
+        let rounds = if parts == 1 { rounds.ceil() } else { rounds };
+        let columns = product.k_tiles as f64 / parts as f64;
+        // A tile of weights takes this long from memory or through the matrix units, whichever is
+        // more; the sums take their share for every token.
+        let arrive = 1.0 * row_tiles as f64 + 0.008 * tokens as f64;
+        let multiply = (row_tiles * tokens) as f64 / 128.0;
+        let finish = 2.0 + (row_tiles * tokens) as f64 / 16.0 / parts as f64
+            + if parts > 1 { 3.0 } else { 0.0 };
+        rounds * (columns * arrive.max(multiply) + finish)
+    }
+}
