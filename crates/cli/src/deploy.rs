@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use powerband_cpu::{CpuExecutor, CpuOptions};
+use powerband_cuda::{CudaExecutor, CudaOptions};
 use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::sim::{SimExecutor, SimTiming};
 use powerband_engine::{Engine, EngineConfig, Executor};
@@ -12,14 +13,9 @@ use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights, spec:
 use powerband_server::ModelContext;
 
 use crate::commands::pull::locate_model;
-use crate::engine_args::{Device, EngineArgs, LoadFormat, Quantization};
+use crate::engine_args::{Defaults, Device, EngineArgs, LoadFormat, Quantization};
 use crate::error::{CliError, CliResult};
 
-/// Tokens of a step on a CPU: enough rows for full speed, few enough for those who decode beside a
-/// long prompt.
-const CPU_BATCHED_TOKENS: usize = 512;
-/// A step of the simulated executor.
-const SIM_BATCHED_TOKENS: usize = 8192;
 /// Tokens that the simulated KV cache holds.
 const SIM_KV_TOKENS: usize = 1 << 20;
 
@@ -29,7 +25,7 @@ pub struct Deployment {
     pub engine: Engine,
     /// What the server must know of the model.
     pub model: ModelContext,
-    /// What computes: `cpu`, `sim`.
+    /// What computes: `cpu`, `cuda`, `sim`.
     pub backend: &'static str,
     /// Tokens that the KV cache holds.
     pub kv_cache_tokens: usize,
@@ -71,55 +67,81 @@ fn in_words(time: Duration) -> String {
     }
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backend {
+    Cpu,
+    Cuda,
+    Sim,
+}
+
+impl Backend {
+    /// What `--device` means on this machine.
+    fn choose(device: Device) -> CliResult<Self> {
+        match device {
+            Device::Cpu => Ok(Self::Cpu),
+            Device::Sim => Ok(Self::Sim),
+            Device::Auto if powerband_cuda::probe().is_ok() => Ok(Self::Cuda),
+            Device::Auto => Ok(Self::Cpu),
+            Device::Cuda => match powerband_cuda::probe() {
+                Ok(_) => Ok(Self::Cuda),
+                Err(reason) => Err(CliError::new(format!("--device cuda: {reason}"))
+                    .hint("`powerband doctor` says what would run here; --device cpu does")),
+            },
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Sim => "sim",
+        }
+    }
+
+    fn defaults(self) -> Defaults {
+        match self {
+            // Rows beyond these no longer speed up a step, and only make those wait who decode beside
+            // a long prompt.
+            Self::Cpu => Defaults {
+                max_num_seqs: 50,
+                max_num_batched_tokens: 512,
+            },
+            Self::Cuda | Self::Sim => Defaults {
+                max_num_seqs: 256,
+                max_num_batched_tokens: 8192,
+            },
+        }
+    }
+}
+
 /// Loads a model and starts its engine.
 pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<Deployment> {
     // What cannot work is told before anything is fetched or loaded.
-    let kv_dtype = args.kv_dtype()?;
-    let quantization = args.quantization()?;
-    let dtype = args.weight_dtype()?;
-    if args.device == Device::Cuda {
-        return Err(CliError::new("--device cuda is not built yet").hint("use --device cpu"));
-    }
-    args.engine_config(usize::MAX, SIM_BATCHED_TOKENS)?;
-    let mut checkpoint = open(name, args, dtype, phases)?;
+    args.kv_dtype()?;
+    args.quantization()?;
+    args.weight_dtype()?;
+    let backend = Backend::choose(args.device)?;
+    args.engine_config(usize::MAX, backend.defaults())?;
+    let mut checkpoint = open(name, args, phases)?;
     if let Some(path) = &args.chat_template {
         checkpoint.chat_template = Some(Arc::new(template(path)?));
     }
-    let spec = checkpoint.spec.clone();
-    let context = spec.max_position_embeddings;
-    let (executor, config, backend): (Box<dyn Executor>, _, _) = if args.device == Device::Sim {
-        let config = args.engine_config(context, SIM_BATCHED_TOKENS)?;
-        (Box::new(simulated(args, &config, &spec)?), config, "sim")
-    } else {
-        let config = args.engine_config(context, CPU_BATCHED_TOKENS)?;
-        let weights = converted(checkpoint.weights, quantization, dtype);
-        let options = CpuOptions {
-            threads: args.threads,
-            kv_dtype,
-            kv_cache_bytes: args.kv_cache_memory_bytes.map(|bytes| bytes as usize),
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
-            max_model_len: config.max_model_len,
-            isa: None,
-        };
-        let executor = CpuExecutor::new(&spec, &weights, options).map_err(CliError::new)?;
-        let runner = executor.runner();
-        phases.done(format_args!(
-            "weights ready on the CPU ({}, {} threads)",
-            runner.isa().name(),
-            runner.threads()
-        ));
-        let tokens = executor.limits().num_blocks * executor.limits().block_size;
-        eprintln!(
-            "   memory  {}: {tokens} tokens, {} sequences of --max-model-len {} at once",
-            executor.memory_budget(),
-            (tokens / config.max_model_len).min(config.max_num_seqs),
-            config.max_model_len
-        );
-        (Box::new(executor), config, "cpu")
+    let spec = checkpoint.spec;
+    let config = args.engine_config(spec.max_position_embeddings, backend.defaults())?;
+    let executor = match backend {
+        Backend::Cpu => on_cpu(args, &config, &spec, checkpoint.weights, phases)?,
+        Backend::Cuda => on_gpu(args, &config, &spec, &checkpoint.weights, phases)?,
+        Backend::Sim => simulated(args, &config, &spec)?,
     };
     let limits = executor.limits();
     let kv_cache_tokens = limits.num_blocks * limits.block_size;
+    eprintln!(
+        "{:>9}  the KV cache holds {kv_cache_tokens} tokens: {} sequences of --max-model-len {} at once",
+        "memory",
+        (kv_cache_tokens / config.max_model_len).min(config.max_num_seqs),
+        config.max_model_len
+    );
     Ok(Deployment {
         engine: Engine::start(executor, config).map_err(CliError::new)?,
         model: ModelContext {
@@ -130,25 +152,76 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
             tokenizer: checkpoint.tokenizer,
             chat_template: checkpoint.chat_template,
         },
-        backend,
+        backend: backend.name(),
         kv_cache_tokens,
     })
 }
 
-/// The checkpoint that `name` means, or random weights in its shape.
-fn open(
-    name: &str,
+fn on_cpu(
     args: &EngineArgs,
-    dtype: Option<DType>,
+    config: &EngineConfig,
+    spec: &ModelSpec,
+    weights: Weights,
     phases: &mut Phases,
-) -> CliResult<Checkpoint> {
+) -> CliResult<Box<dyn Executor>> {
+    let weights = converted(weights, args)?;
+    let options = CpuOptions {
+        threads: args.threads,
+        kv_dtype: args.kv_dtype()?,
+        kv_cache_bytes: args.kv_cache_memory_bytes.map(|bytes| bytes as usize),
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_model_len: config.max_model_len,
+        isa: None,
+    };
+    let executor = CpuExecutor::new(spec, &weights, options).map_err(CliError::new)?;
+    let runner = executor.runner();
+    phases.done(format_args!(
+        "weights ready on the CPU ({}, {} threads)",
+        runner.isa().name(),
+        runner.threads()
+    ));
+    eprintln!("{:>9}  {}", "memory", executor.memory_budget());
+    Ok(Box::new(executor))
+}
+
+fn on_gpu(
+    args: &EngineArgs,
+    config: &EngineConfig,
+    spec: &ModelSpec,
+    weights: &Weights,
+    phases: &mut Phases,
+) -> CliResult<Box<dyn Executor>> {
+    if let Some(method) = &args.quantization {
+        eprintln!(
+            "warning: --quantization {method} is not built for the GPU yet; the weights are bfloat16"
+        );
+    }
+    let options = CudaOptions {
+        kv_dtype: args.kv_dtype()?,
+        kv_cache_bytes: args.kv_cache_memory_bytes.map(|bytes| bytes as usize),
+        gpu_memory_utilization: args.gpu_memory_utilization,
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_model_len: config.max_model_len,
+        dummy_seed: (args.load_format == LoadFormat::Dummy).then_some(args.seed),
+        ..CudaOptions::default()
+    };
+    let executor = CudaExecutor::new(spec, weights, options).map_err(CliError::new)?;
+    phases.done(format_args!(
+        "weights ready on the {}",
+        executor.device_name()
+    ));
+    eprintln!("{:>9}  {}", "memory", executor.memory_budget());
+    Ok(Box::new(executor))
+}
+
+/// The checkpoint that `name` means, or random weights in its shape.
+fn open(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<Checkpoint> {
+    let dtype = args.weight_dtype()?.unwrap_or(DType::BF16);
     let invented = args.load_format == LoadFormat::Dummy || args.device == Device::Sim;
     if invented && let Some(spec) = builtin(name) {
-        return Ok(Checkpoint::dummy(
-            spec,
-            dtype.unwrap_or(DType::BF16),
-            args.seed,
-        ));
+        return Ok(Checkpoint::dummy(spec, dtype, args.seed));
     }
     let path = locate_model(name).map_err(|error| match builtin(name) {
         Some(_) => CliError::new(format!("{name}: {}", error.message))
@@ -179,7 +252,7 @@ fn open(
     ));
     match invented {
         true => Ok(Checkpoint {
-            weights: Weights::dummy(&checkpoint.spec, dtype.unwrap_or(DType::BF16), args.seed),
+            weights: Weights::dummy(&checkpoint.spec, dtype, args.seed),
             ..checkpoint
         }),
         false => Ok(checkpoint),
@@ -196,12 +269,8 @@ fn template(path: &Path) -> CliResult<ChatTemplate> {
 }
 
 /// The weights as the flags want them.
-fn converted(
-    weights: Weights,
-    quantization: Option<Quantization>,
-    dtype: Option<DType>,
-) -> Weights {
-    match (quantization, dtype) {
+fn converted(weights: Weights, args: &EngineArgs) -> CliResult<Weights> {
+    Ok(match (args.quantization()?, args.weight_dtype()?) {
         (Some(Quantization::To(dtype)), _) | (None, Some(dtype)) => weights.stored_as(dtype),
         (Some(Quantization::Nf4), _) => {
             eprintln!(
@@ -211,10 +280,14 @@ fn converted(
             weights.stored_as(DType::Q4_0)
         }
         (None, None) => weights,
-    }
+    })
 }
 
-fn simulated(args: &EngineArgs, config: &EngineConfig, spec: &ModelSpec) -> CliResult<SimExecutor> {
+fn simulated(
+    args: &EngineArgs,
+    config: &EngineConfig,
+    spec: &ModelSpec,
+) -> CliResult<Box<dyn Executor>> {
     let time = |flag: &str, ms: f64| {
         Duration::try_from_secs_f64(ms / 1e3)
             .map_err(|error| CliError::new(format!("{flag} {ms}: {error}")))
@@ -234,5 +307,5 @@ fn simulated(args: &EngineArgs, config: &EngineConfig, spec: &ModelSpec) -> CliR
         per_sequence: time("--sim-sequence-ms", args.sim_sequence_ms)?,
         per_prompt_token: time("--sim-prompt-token-ms", args.sim_prompt_token_ms)?,
     };
-    Ok(SimExecutor::new(limits, timing))
+    Ok(Box::new(SimExecutor::new(limits, timing)))
 }

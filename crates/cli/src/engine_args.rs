@@ -35,9 +35,9 @@ pub struct EngineArgs {
     /// Where the model runs
     #[arg(long, value_enum, default_value = "auto", env = "POWERBAND_DEVICE")]
     pub device: Device,
-    /// Most sequences computed together; further requests wait
-    #[arg(long, default_value_t = 50, env = "POWERBAND_MAX_NUM_SEQS")]
-    pub max_num_seqs: usize,
+    /// Most sequences computed together; further requests wait [default: 50; serving on a GPU: 256]
+    #[arg(long, env = "POWERBAND_MAX_NUM_SEQS")]
+    pub max_num_seqs: Option<usize>,
     /// Most tokens computed in one step: a prompt longer than this is computed in chunks
     /// [default: 512 on a CPU, 8192 on a GPU]
     #[arg(long, env = "POWERBAND_MAX_NUM_BATCHED_TOKENS")]
@@ -159,13 +159,8 @@ impl EngineArgs {
         })
     }
 
-    /// The engine's settings for a model with a context of `model_len` tokens;
-    /// `batched_tokens` where `--max-num-batched-tokens` is not given.
-    pub fn engine_config(
-        &self,
-        model_len: usize,
-        batched_tokens: usize,
-    ) -> CliResult<EngineConfig> {
+    /// The engine's settings for a model with a context of `model_len` tokens.
+    pub fn engine_config(&self, model_len: usize, defaults: Defaults) -> CliResult<EngineConfig> {
         let max_model_len = self.max_model_len.unwrap_or(model_len);
         let at_least_one = |flag: &str, value: usize| match value {
             0 => Err(CliError::new(format!("{flag} must be at least 1"))),
@@ -183,11 +178,12 @@ impl EngineArgs {
                 self.gpu_memory_utilization
             )));
         }
-        let max_num_seqs = at_least_one("--max-num-seqs", self.max_num_seqs)?;
+        let max_num_seqs = self.max_num_seqs.unwrap_or(defaults.max_num_seqs);
+        let max_num_seqs = at_least_one("--max-num-seqs", max_num_seqs)?;
         let batched_tokens = at_least_one(
             "--max-num-batched-tokens",
             self.max_num_batched_tokens
-                .unwrap_or(batched_tokens.max(max_num_seqs)),
+                .unwrap_or(defaults.max_num_batched_tokens.max(max_num_seqs)),
         )?;
         if batched_tokens < max_num_seqs {
             return Err(CliError::new(format!(
@@ -218,6 +214,15 @@ impl EngineArgs {
             seed: self.seed,
         })
     }
+}
+
+/// What a backend takes where no flag says otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Defaults {
+    /// `--max-num-seqs`.
+    pub max_num_seqs: usize,
+    /// `--max-num-batched-tokens`, unless `--max-num-seqs` is more.
+    pub max_num_batched_tokens: usize,
 }
 
 /// What the weights are quantised to while they are loaded.

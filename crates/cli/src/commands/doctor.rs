@@ -149,7 +149,7 @@ fn examine() -> Machine {
         .iter()
         .any(|name| std::env::var_os(name).is_some());
 
-    let (runs, missing) = verdict(&gpus, gpu_driver.as_deref(), pip.as_deref());
+    let (runs, missing) = verdict(pip.as_deref());
     Machine {
         version: env!("CARGO_PKG_VERSION"),
         os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -169,18 +169,28 @@ fn examine() -> Machine {
 }
 
 /// What would run here, and what is missing.
-fn verdict(gpus: &[String], driver: Option<&str>, pip: Option<&str>) -> (Vec<String>, Vec<String>) {
+fn verdict(pip: Option<&str>) -> (Vec<String>, Vec<String>) {
     let isa = powerband_cpu::simd::Isa::detect();
     let threads = powerband_cpu::threads::default_threads();
     let mut missing = Vec::new();
-    let runs = vec![format!(
+    let mut runs = vec![format!(
         "--device cpu: our own kernels ({}, {threads} threads)",
         isa.name()
     )];
-    match (gpus.is_empty(), driver) {
-        (false, _) => missing.push("--device cuda: the GPU backend is not built yet".to_owned()),
-        (true, Some(_)) => missing.push("a GPU: there is a driver but no device".to_owned()),
-        (true, None) => missing.push("a GPU: no NVIDIA driver is loaded".to_owned()),
+    match powerband_cuda::probe() {
+        Ok(gpu) => runs.insert(
+            0,
+            format!(
+                "--device cuda: {}, compute capability {}.{}, {:.1} of {:.1} GiB free, CUDA {}",
+                gpu.name,
+                gpu.compute_capability.0,
+                gpu.compute_capability.1,
+                gpu.free_memory as f64 / (1u64 << 30) as f64,
+                gpu.total_memory as f64 / (1u64 << 30) as f64,
+                gpu.driver_cuda_version,
+            ),
+        ),
+        Err(reason) => missing.push(format!("--device cuda: {reason}")),
     }
     let cached = powerband_model::fetch::FetchOptions::from_env(Path::new("."))
         .ok()

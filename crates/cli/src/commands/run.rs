@@ -21,6 +21,10 @@ use crate::measure;
 const QUICK_LEVELS: [usize; 5] = [1, 10, 25, 50, 75];
 const QUICK_REQUESTS: u64 = 75;
 
+/// Sequences at once unless asked otherwise: half of the largest default level, so that the sweep
+/// shows the band below the cap and the queue past it.
+const MAX_NUM_SEQS: usize = 50;
+
 /// Serve a model, load it at rising concurrency, explain the result
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -78,7 +82,9 @@ fn own(args: &RunArgs) -> CliResult {
     )?;
     let url = format!("http://{}", server.local_addr());
     let name = args.model.as_deref().unwrap_or(DEFAULT_MODEL);
-    let deployment = deploy(name, &args.engine, &mut phases)?;
+    let mut flags = args.engine.clone();
+    flags.max_num_seqs.get_or_insert(MAX_NUM_SEQS);
+    let deployment = deploy(name, &flags, &mut phases)?;
     eprintln!("{:>9}  ready", phases.total());
 
     let mut config = config(args, &url);

@@ -93,6 +93,7 @@ pub struct Running {
 }
 
 impl Running {
+    #[allow(clippy::zombie_processes)] // `end` and `drop` wait for it
     pub fn start(mut command: Command, word: &str) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
