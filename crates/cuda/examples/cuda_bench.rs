@@ -1,9 +1,9 @@
 //! Times of steps with random weights: `cuda_bench [steps] [prefill] [shares] [plans]
-//! [model=llama-3.2-1b] [batches=1,8,32]`; all of them without arguments.
+//! [tuning] [fatbin=FILE] [model=llama-3.2-1b] [batches=1,8,32]`; all of them without arguments.
 
 use std::time::Instant;
 
-use powerband_cuda::check::{bench_decode, bench_plans, bench_prefill, bench_shares};
+use powerband_cuda::check::{bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning};
 use powerband_cuda::{CudaExecutor, CudaOptions};
 use powerband_engine::{EngineError, SamplingParams};
 use powerband_model::Weights;
@@ -33,11 +33,16 @@ fn main() -> Result<(), EngineError> {
     let options = CudaOptions {
         max_model_len: 8192,
         dummy_seed: Some(1),
-        kv_cache_bytes: Some(8 << 30),
+        kv_cache_bytes: Some(16 << 30),
+        fatbin: value("fatbin=").map(Into::into),
         ..CudaOptions::default()
     };
     let mut executor = CudaExecutor::new(&spec, &Weights::default(), options)?;
-    println!("ready in {:.2} s: {}", begin.elapsed().as_secs_f64(), executor.memory_budget());
+    println!(
+        "ready in {:.2} s: {}",
+        begin.elapsed().as_secs_f64(),
+        executor.memory_budget()
+    );
 
     let greedy = SamplingParams {
         temperature: 0.0,
@@ -50,25 +55,61 @@ fn main() -> Result<(), EngineError> {
     };
     if asked("steps") {
         for &count in &batches {
-            for (kind, context, sampling) in
-                [("greedy", 200, &greedy), ("greedy", 1000, &greedy), ("top-p", 200, &random)]
-            {
+            for (kind, context, sampling) in [
+                ("greedy", 200, &greedy),
+                ("greedy", 1000, &greedy),
+                ("top-p", 200, &random),
+            ] {
                 let name = format!("decode {kind}, batch {count}, context {context}");
                 let bench = bench_decode(&mut executor, &name, count, context, sampling.clone())?;
                 let (least, most) = bench.range;
-                println!("{:<44} {:.3} ms ({least:.3} to {most:.3})", bench.name, bench.median);
+                println!(
+                    "{:<44} {:.3} ms ({least:.3} to {most:.3})",
+                    bench.name, bench.median
+                );
             }
         }
     }
     if asked("prefill") {
-        for (count, len) in [(1, 128), (1, 1024), (8, 128), (64, 128), (1, 8000), (8, 1024)] {
+        for (count, len) in [
+            (1, 128),
+            (1, 1024),
+            (8, 128),
+            (64, 128),
+            (1, 8000),
+            (8, 1024),
+        ] {
             let bench = bench_prefill(&mut executor, count, len)?;
             let (least, most) = bench.range;
-            println!("{:<44} {:.3} ms ({least:.3} to {most:.3})", bench.name, bench.median);
+            println!(
+                "{:<44} {:.3} ms ({least:.3} to {most:.3})",
+                bench.name, bench.median
+            );
         }
+    }
+    if words.iter().any(|a| *a == "tuning") {
+        for (room, near) in [
+            (102, 0),
+            (102, 12),
+            (102, 24),
+            (112, 0),
+            (112, 12),
+            (70, 16),
+            (140, 0),
+            (220, 0),
+        ] {
+            set_tuning(&mut executor, room << 10, near)?;
+            for &count in &batches {
+                let name = format!("room {room} KiB, near {near}, batch {count}");
+                let bench = bench_decode(&mut executor, &name, count, 200, greedy.clone())?;
+                println!("{:<44} {:.3} ms", bench.name, bench.median);
+            }
+        }
+        set_tuning(&mut executor, 102 << 10, 12)?;
     }
     if asked("shares") {
         for &count in &batches {
+            bench_decode(&mut executor, "", count, 200, greedy.clone())?;
             for bench in bench_shares(&mut executor, count)? {
                 println!("{:<44} {:.1} us", bench.name, bench.median * 1e3);
             }

@@ -2,8 +2,9 @@
 //
 // A block computes RT tiles of 64 weight rows for TM tokens. One warp keeps a ring of tiles full;
 // it begins with the weights before the kernels ahead have finished, and adds the activations
-// once they have. Two warpgroups multiply: with RT = 1 they take turns at the ring, with RT = 2
-// each has its own rows. Blocks of a cluster share the columns. All partial sums meet in shared
+// once they have. Two warpgroups multiply: with RT = 1 each has every other place of the ring (an
+// even number of places: a place that changed hands could be seen as full a round too early), with
+// RT = 2 each has its own rows. Blocks of a cluster share the columns. All partial sums meet in shared
 // memory in a fixed order (no atomics: the same input gives the same bits), and a warp finishes
 // one token at a time: norm factor, rotation, cache write, gate, residual or greedy choice.
 #pragma once
@@ -17,6 +18,7 @@ struct GemmParams {
   const char *input;    // tiles [tokens / 64][k_tiles]
   const float *squares; // [square_tiles][square_stride] sums of squares of the inputs, or null
   int k_tiles, row_tiles, tokens, stages, epilogue;
+  int near; // tiles beyond the ring that are asked for before the inputs are there
   int square_tiles, square_stride;
   float inv_width, eps;
   // ADD_RESIDUAL
@@ -46,52 +48,89 @@ struct GemmParams {
   float softcap;
 };
 
-template <typename T>
-static __device__ inline void store_qkv(const GemmParams &p, int token, int row, float2 v) {
+// A warp finishes U tokens at once, `step` apart, of which the first `n` are real: what it loads for
+// them is under way together.
+template <typename T, int U>
+static __device__ inline void store_qkv(const GemmParams &p, int token, int step, int n, int row, float2 *v) {
   int end = p.q_dim + 2 * p.kv_dim;
   if (row >= end) return;
   if (p.bias) {
-    v.x += p.bias[row];
-    v.y += p.bias[row + 1];
+    float2 bias = *reinterpret_cast<const float2 *>(p.bias + row);
+#pragma unroll
+    for (int u = 0; u < U; ++u) v[u].x += bias.x, v[u].y += bias.y;
   }
   if (p.raw) {
-    *reinterpret_cast<float2 *>(p.raw + (size_t)token * end + row) = v;
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+      if (u < n) *reinterpret_cast<float2 *>(p.raw + (size_t)(token + u * step) * end + row) = v[u];
     return;
   }
-  if (row < p.q_dim + p.kv_dim) {
-    int pair = (row % p.head_dim) >> 1;
-    if (pair < p.rotary / 2) {
-      float2 turn = p.rope[(size_t)p.positions[token] * (p.rotary / 2) + pair];
-      v = make_float2(v.x * turn.x - v.y * turn.y, v.y * turn.x + v.x * turn.y);
-    }
+  int place[U];
+  if (row >= p.q_dim) {
+#pragma unroll
+    for (int u = 0; u < U; ++u) place[u] = u < n ? p.places[token + u * step] : 0;
+  }
+  int pair = (row % p.head_dim) >> 1;
+  if (row < p.q_dim + p.kv_dim && pair < p.rotary / 2) {
+    int position[U];
+    float2 turn[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) position[u] = u < n ? p.positions[token + u * step] : 0;
+#pragma unroll
+    for (int u = 0; u < U; ++u) turn[u] = p.rope[(size_t)position[u] * (p.rotary / 2) + pair];
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+      v[u] = make_float2(v[u].x * turn[u].x - v[u].y * turn[u].y, v[u].y * turn[u].x + v[u].x * turn[u].y);
   }
   if (row < p.q_dim) {
-    uint32_t two = Pair<T>::pack(v.x, v.y);
-    *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.query) + (size_t)token * p.q_dim + row) = two;
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+      if (u < n) {
+        T *to = reinterpret_cast<T *>(p.query) + (size_t)(token + u * step) * p.q_dim + row;
+        *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(v[u].x, v[u].y);
+      }
     return;
   }
   row -= p.q_dim;
   bool key = row < p.kv_dim;
   if (!key) row -= p.kv_dim;
-  write_kv<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, p.places[token], row, key, v);
+#pragma unroll
+  for (int u = 0; u < U; ++u)
+    if (u < n) write_kv<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place[u], row, key, v[u]);
 }
 
-template <typename T>
-static __device__ inline void add_residual(const GemmParams &p, int token, int tile, int lane, float2 v) {
+template <typename T, int U>
+static __device__ inline void add_residual(const GemmParams &p, int token, int step, int n, int tile, int lane,
+                                           float2 *v) {
   int row = tile * 64 + lane * 2;
-  float sum = 0;
+  float sum[U];
+#pragma unroll
+  for (int u = 0; u < U; ++u) sum[u] = 0;
   if (row < p.width) {
-    float2 *at = reinterpret_cast<float2 *>(p.hidden + (size_t)token * p.width + row);
-    float2 h = *at;
-    h.x += v.x;
-    h.y += v.y;
-    *at = h;
-    sum = h.x * h.x + h.y * h.y;
-    uint32_t two = Pair<T>::pack(h.x * p.next_norm[row], h.y * p.next_norm[row + 1]);
-    *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.next) + tile_at(token, row, p.next_tiles)) = two;
+    float2 norm = *reinterpret_cast<const float2 *>(p.next_norm + row);
+    float *at = p.hidden + (size_t)token * p.width + row;
+    size_t stride = (size_t)step * p.width;
+    float2 h[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+      h[u] = u < n ? *reinterpret_cast<const float2 *>(at + u * stride) : make_float2(0, 0);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      h[u].x += v[u].x;
+      h[u].y += v[u].y;
+      sum[u] = h[u].x * h[u].x + h[u].y * h[u].y;
+      if (u < n) {
+        *reinterpret_cast<float2 *>(at + u * stride) = h[u];
+        T *to = reinterpret_cast<T *>(p.next) + tile_at(token + u * step, row, p.next_tiles);
+        *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(h[u].x * norm.x, h[u].y * norm.y);
+      }
+    }
   }
-  sum = warp_sum(sum);
-  if (lane == 0) p.squares_out[tile * p.square_stride + token] = sum;
+#pragma unroll
+  for (int u = 0; u < U; ++u) sum[u] = warp_sum(sum[u]);
+#pragma unroll
+  for (int u = 0; u < U; ++u)
+    if (lane == u && u < n) p.squares_out[tile * p.square_stride + token + u * step] = sum[u];
 }
 
 static __device__ inline float activate(float x, int gelu) {
@@ -100,47 +139,80 @@ static __device__ inline float activate(float x, int gelu) {
 }
 
 // Rows lie as eight of the gate, the same eight of the other half, and so on.
-template <typename T>
-static __device__ inline void store_gated(const GemmParams &p, int token, int tile, int lane, float2 v) {
-  float2 up = make_float2(__shfl_down_sync(~0u, v.x, 4), __shfl_down_sync(~0u, v.y, 4));
-  if (lane & 4) return;
+template <typename T, int U>
+static __device__ inline void store_gated(const GemmParams &p, int token, int step, int n, int tile, int lane,
+                                          float2 *v) {
   int at = tile * 32 + (lane >> 3) * 8 + (lane & 3) * 2;
-  if (at >= p.gated_width) return;
-  uint32_t two = Pair<T>::pack(activate(v.x, p.gelu) * up.x, activate(v.y, p.gelu) * up.y);
-  *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.gated) + tile_at(token, at, p.gated_tiles)) = two;
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    float2 up = make_float2(__shfl_down_sync(~0u, v[u].x, 4), __shfl_down_sync(~0u, v[u].y, 4));
+    if ((lane & 4) || at >= p.gated_width || u >= n) continue;
+    T *to = reinterpret_cast<T *>(p.gated) + tile_at(token + u * step, at, p.gated_tiles);
+    *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(activate(v[u].x, p.gelu) * up.x, activate(v[u].y, p.gelu) * up.y);
+  }
 }
 
-static __device__ inline void choose(const GemmParams &p, int token, int tile, int lane, float2 v) {
-  int row = tile * 64 + lane * 2;
-  float a = row < p.vocab ? v.x : -INFINITY, b = row + 1 < p.vocab ? v.y : -INFINITY;
-  if (p.wanted[token]) {
-    float *to = p.logits + (size_t)token * p.vocab + row;
-    float cap = p.softcap;
-    if (row < p.vocab) to[0] = cap > 0 ? cap * tanhf(a / cap) : a;
-    if (row + 1 < p.vocab) to[1] = cap > 0 ? cap * tanhf(b / cap) : b;
+// The same for a warp's accumulators: 16 rows, eight of each half, of TM tokens.
+template <typename T, int TM>
+static __device__ inline void store_gated_pairs(const GemmParams &p, const float *acc, const float *scale, int tile,
+                                                int token, int there, int warp, int lane) {
+  int col = tile * 32 + (warp & 3) * 8 + (lane & 3) * 2, mine = lane >> 2;
+  T *to = reinterpret_cast<T *>(p.gated);
+#pragma unroll
+  for (int j = 0; j < TM / 8; ++j) {
+    if (j * 8 >= there) break;
+    float2 s = *reinterpret_cast<const float2 *>(scale + j * 8 + (lane & 3) * 2);
+    float a = activate(acc[4 * j] * s.x, p.gelu) * (acc[4 * j + 2] * s.x);
+    float b = activate(acc[4 * j + 1] * s.y, p.gelu) * (acc[4 * j + 3] * s.y);
+    uint32_t two = transpose8(Pair<T>::pack(a, b));
+    if (j * 8 + mine < there && col < p.gated_width && tile < p.row_tiles)
+      *reinterpret_cast<uint32_t *>(to + tile_at(token + j * 8 + mine, col, p.gated_tiles)) = two;
   }
-  int index = row;
-  if (b > a) {
-    a = b;
-    index = row + 1;
+}
+
+template <int U>
+static __device__ inline void choose(const GemmParams &p, int token, int step, int n, int tile, int lane,
+                                     const float2 *v) {
+  int row = tile * 64 + lane * 2;
+  float best[U];
+  int index[U], wanted[U];
+#pragma unroll
+  for (int u = 0; u < U; ++u) wanted[u] = u < n ? p.wanted[token + u * step] : 0;
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    float a = row < p.vocab ? v[u].x : -INFINITY, b = row + 1 < p.vocab ? v[u].y : -INFINITY;
+    best[u] = fmaxf(a, b);
+    index[u] = b > a ? row + 1 : row;
+    if (wanted[u]) {
+      float *to = p.logits + (size_t)(token + u * step) * p.vocab + row;
+      float cap = p.softcap;
+      if (row < p.vocab) to[0] = cap > 0 ? cap * tanhf(a / cap) : a;
+      if (row + 1 < p.vocab) to[1] = cap > 0 ? cap * tanhf(b / cap) : b;
+    }
   }
 #pragma unroll
   for (int i = 16; i > 0; i >>= 1) {
-    float other = __shfl_xor_sync(~0u, a, i);
-    int at = __shfl_xor_sync(~0u, index, i);
-    if (other > a || (other == a && at < index)) {
-      a = other;
-      index = at;
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      float other = __shfl_xor_sync(~0u, best[u], i);
+      int at = __shfl_xor_sync(~0u, index[u], i);
+      if (other > best[u] || (other == best[u] && at < index[u])) {
+        best[u] = other;
+        index[u] = at;
+      }
     }
   }
-  if (lane == 0) {
-    p.best_value[(size_t)token * p.row_tiles + tile] = a;
-    p.best_index[(size_t)token * p.row_tiles + tile] = index;
-  }
+#pragma unroll
+  for (int u = 0; u < U; ++u)
+    if (lane == u && u < n) {
+      p.best_value[(size_t)(token + u * step) * p.row_tiles + tile] = best[u];
+      p.best_index[(size_t)(token + u * step) * p.row_tiles + tile] = index[u];
+    }
 }
 
-#define CONSUMERS 256
-#define GEMM_THREADS 288
+// Two warpgroups that multiply and a warp that fetches. The largest kernel has a whole warpgroup in
+// its place, so that registers can be moved to those that multiply.
+#define GEMM_THREADS(TM) ((TM) == 256 ? 384 : 288)
 #define RED_STRIDE 68
 
 static __device__ inline void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
@@ -177,11 +249,11 @@ static __device__ inline float2 read_shared(uint32_t address, uint32_t rank) {
 
 // One tile of the ring: 64 columns of all rows and tokens.
 template <typename T, int TM>
-static __device__ inline void multiply(float *acc, uint32_t weight, uint32_t input, int warp, int lane) {
+static __device__ inline void multiply(float *acc, uint32_t weight, uint32_t input, int warp, int lane, int keep) {
 #if HAS_WGMMA
   uint64_t a = tile_descriptor(weight), b = tile_descriptor(input);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) Wgmma<T, TM>::run(acc, a + 2 * k, b + 2 * k, 1);
+  for (int k = 0; k < 4; ++k) Wgmma<T, TM>::run(acc, a + 2 * k, b + 2 * k, k > 0 ? 1 : keep);
 #else
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -243,7 +315,11 @@ static __device__ inline void gemm(const GemmParams &p) {
     tokens = left / size;
   };
 
-  if (warp == 8) {
+  if (warp >= 8) {
+#if HAS_WGMMA
+    if (TM == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+#endif
+    if (warp > 8) return;
     uint64_t once = token_tiles > 1 ? policy_evict_last() : policy_evict_first();
     uint64_t often = policy_evict_last();
     auto fetch_weight = [&](int item, int k, int slot) {
@@ -267,6 +343,15 @@ static __device__ inline void gemm(const GemmParams &p) {
     int ahead = min(stages, count);
     if (first < items)
       for (int k = 0; k < ahead; ++k) fetch_weight(first, k, k);
+#if HAS_BULK
+    // What comes after the ring is at least brought nearer meanwhile.
+    if (first < items && token_tiles == 1 && lane == 0)
+      for (int k = ahead; k < min(count, ahead + p.near); ++k)
+        for (int r = 0; r < min(RT, p.row_tiles - first * RT); ++r)
+          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
+                           p.weight + ((size_t)(first * RT + r) * p.k_tiles + k0 + k) * 8192), "r"(8192) : "memory");
+    __syncwarp();
+#endif
     wait_for_inputs();
     if (first < items)
       for (int k = 0; k < ahead; ++k) fetch_input(first, k, k);
@@ -291,6 +376,9 @@ static __device__ inline void gemm(const GemmParams &p) {
     return;
   }
 
+#if HAS_WGMMA
+  if (TM == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+#endif
   wait_for_inputs();
   int wg = warp >> 2;
   int slot = 0, last_tokens = -1;
@@ -307,6 +395,7 @@ static __device__ inline void gemm(const GemmParams &p) {
       } else if (TM >= 64) {
         if (threadIdx.x < there) {
           float sum = 0;
+#pragma unroll 16
           for (int i = 0; i < p.square_tiles; ++i) sum += squares[i * p.square_stride + threadIdx.x];
           scale[threadIdx.x] = rsqrtf(sum * p.inv_width + p.eps);
         }
@@ -320,17 +409,19 @@ static __device__ inline void gemm(const GemmParams &p) {
       }
     }
     float acc[TM / 2];
+#if !HAS_WGMMA
 #pragma unroll
     for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
+#endif
     [[maybe_unused]] int before = -1;
     for (int k = 0; k < count; ++k) {
-      if (RT == 2 || (k & 1) == wg) {
+      if (RT == 2 || (slot & 1) == wg) {
         barrier_wait(full + 8 * slot, round & 1);
         uint32_t base = smem_address(smem) + slot * kStage;
         uint32_t weight = base + (RT == 2 ? wg * 8192 : 0);
 #if HAS_WGMMA
         wgmma_fence();
-        multiply<T, TM>(acc, weight, base + RT * 8192, warp, lane);
+        multiply<T, TM>(acc, weight, base + RT * 8192, warp, lane, before >= 0);
         wgmma_commit();
         if (before >= 0) {
           wgmma_wait<1>();
@@ -338,7 +429,7 @@ static __device__ inline void gemm(const GemmParams &p) {
         }
         before = slot;
 #else
-        multiply<T, TM>(acc, weight, base + RT * 8192, warp, lane);
+        multiply<T, TM>(acc, weight, base + RT * 8192, warp, lane, 1);
         __syncwarp();
         if (lane == 0) barrier_arrive(empty + 8 * slot);
 #endif
@@ -348,7 +439,18 @@ static __device__ inline void gemm(const GemmParams &p) {
 #if HAS_WGMMA
     wgmma_wait<0>();
     if (before >= 0 && lane == 0) barrier_arrive(empty + 8 * before);
+    if (before < 0) {
+#pragma unroll
+      for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
+    }
 #endif
+    if (RT == 2 && parts == 1 && p.epilogue == GATE) {
+      // Both halves of a pair are in one thread: no need to meet anyone.
+      consumers_sync(); // for `scale`
+      store_gated_pairs<T, TM>(p, acc, scale, group * 2 + wg, tokens * TM, there, warp, lane);
+      consumers_sync();
+      continue;
+    }
 #pragma unroll 1
     for (int chunk = 0; chunk < TM && (chunk == 0 || chunk < there); chunk += kChunk) {
       float *mine = red + wg * kChunk * RED_STRIDE + (warp & 3) * 16 + (lane >> 2);
@@ -366,29 +468,46 @@ static __device__ inline void gemm(const GemmParams &p) {
       } else {
         consumers_sync();
       }
-      for (int t = warp * parts + rank; t < kChunk && chunk + t < there; t += 8 * parts) {
-        int token = tokens * TM + chunk + t;
-#pragma unroll
+      constexpr int kAtOnce = TM == 8 ? 1 : TM == 16 || TM == 32 || TM == 256 ? 2 : 4;
+      int apart = 8 * parts, real = min(kChunk, there - chunk);
+      for (int t = warp * parts + rank; t < real; t += apart * kAtOnce) {
+        int token = tokens * TM + chunk + t, n = (real - t + apart - 1) / apart;
         for (int r = 0; r < RT; ++r) {
           int tile = group * RT + r;
           if (tile >= p.row_tiles) break;
-          float2 v = make_float2(0, 0);
-          uint32_t at = smem_address(red + t * RED_STRIDE + lane * 2);
-          for (int from = 0; from < parts; ++from) {
+          float2 v[kAtOnce];
 #pragma unroll
-            for (int w = RT == 2 ? r : 0; w < (RT == 2 ? r + 1 : 2); ++w) {
-              float2 x = read_shared(at + w * kChunk * RED_STRIDE * 4, from);
-              v.x += x.x;
-              v.y += x.y;
+          for (int u = 0; u < kAtOnce; ++u) {
+            int at_token = min(t + u * apart, kChunk - 1);
+            uint32_t at = smem_address(red + at_token * RED_STRIDE + lane * 2);
+            v[u] = make_float2(0, 0);
+            if (parts == 1) {
+              const float *sums = red + at_token * RED_STRIDE + lane * 2 + (RT == 2 ? r * kChunk * RED_STRIDE : 0);
+              v[u] = *reinterpret_cast<const float2 *>(sums);
+              if (RT == 1) {
+                float2 x = *reinterpret_cast<const float2 *>(sums + kChunk * RED_STRIDE);
+                v[u].x += x.x;
+                v[u].y += x.y;
+              }
+            } else {
+              for (int from = 0; from < parts; ++from) {
+#pragma unroll
+                for (int w = 0; w < 2; ++w) {
+                  if (RT == 2 && w != r) continue;
+                  float2 x = read_shared(at + w * kChunk * RED_STRIDE * 4, from);
+                  v[u].x += x.x;
+                  v[u].y += x.y;
+                }
+              }
             }
+            float s = scale[min(chunk + t + u * apart, TM - 1)];
+            v[u].x *= s;
+            v[u].y *= s;
           }
-          float s = scale[chunk + t];
-          v.x *= s;
-          v.y *= s;
-          if (p.epilogue == STORE_QKV) store_qkv<T>(p, token, tile * 64 + lane * 2, v);
-          else if (p.epilogue == ADD_RESIDUAL) add_residual<T>(p, token, tile, lane, v);
-          else if (p.epilogue == GATE) store_gated<T>(p, token, tile, lane, v);
-          else choose(p, token, tile, lane, v);
+          if (p.epilogue == STORE_QKV) store_qkv<T, kAtOnce>(p, token, apart, n, tile * 64 + lane * 2, v);
+          else if (p.epilogue == ADD_RESIDUAL) add_residual<T, kAtOnce>(p, token, apart, n, tile, lane, v);
+          else if (p.epilogue == GATE) store_gated<T, kAtOnce>(p, token, apart, n, tile, lane, v);
+          else choose<kAtOnce>(p, token, apart, n, tile, lane, v);
         }
       }
       if (parts > 1) {
@@ -401,7 +520,7 @@ static __device__ inline void gemm(const GemmParams &p) {
 }
 
 #define GEMM(T, TM, RT, BLOCKS)                                                                    \
-  extern "C" __global__ void __launch_bounds__(GEMM_THREADS, BLOCKS)                               \
+  extern "C" __global__ void __launch_bounds__(GEMM_THREADS(TM), BLOCKS)                           \
       gemm_##T##_##TM##_##RT(const __grid_constant__ GemmParams p) {                               \
     gemm<T, TM, RT>(p);                                                                            \
   }

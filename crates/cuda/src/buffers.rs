@@ -74,7 +74,11 @@ impl Buffers {
         let rows = options.max_num_seqs.next_multiple_of(256);
         let (d, slots) = (spec.hidden_size, options.max_num_seqs);
         let (tiles, vocab_tiles) = (d.div_ceil(64), spec.vocab_size.div_ceil(64));
-        let raw = if spec.qk_norm { spec.q_dim() + 2 * spec.kv_dim() } else { 0 };
+        let raw = if spec.qk_norm {
+            spec.q_dim() + 2 * spec.kv_dim()
+        } else {
+            0
+        };
         let most = (1..=slots)
             .map(|n| n * splits(spec, n, options.max_model_len))
             .max()

@@ -83,7 +83,10 @@ impl Device {
             check("cuInit", sys::cuInit(0))?;
             check("cuDriverGetVersion", sys::cuDriverGetVersion(&mut version))?;
             check("cuDeviceGet", sys::cuDeviceGet(&mut handle, ordinal))?;
-            check("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), 255, handle))?;
+            check(
+                "cuDeviceGetName",
+                sys::cuDeviceGetName(name.as_mut_ptr(), 255, handle),
+            )?;
             check(
                 "cuDevicePrimaryCtxRetain",
                 sys::cuDevicePrimaryCtxRetain(&mut context, handle),
@@ -198,7 +201,10 @@ impl HostMemory {
         // SAFETY: pointers to locals; the memory is zeroed before anyone reads it.
         unsafe {
             let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP;
-            check("cuMemHostAlloc", sys::cuMemHostAlloc(&mut host, bytes, flags))?;
+            check(
+                "cuMemHostAlloc",
+                sys::cuMemHostAlloc(&mut host, bytes, flags),
+            )?;
             std::ptr::write_bytes(host.cast::<u8>(), 0, bytes);
             let code = sys::cuMemHostGetDevicePointer_v2(&mut at, host, 0);
             check("cuMemHostGetDevicePointer", code)?;
@@ -289,7 +295,9 @@ impl Stream {
     /// the checks on a GPU are for.
     pub fn launch<P: Copy>(&self, kernel: &Kernel, shape: Shape, params: &P) -> Result<()> {
         let mut attributes: [sys::CUlaunchAttribute; 2] = [
-            attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION),
+            attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            ),
             attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION),
         ];
         attributes[0].value.programmaticStreamSerializationAllowed = 1;
@@ -443,7 +451,9 @@ impl Event {
         let mut handle = null_mut();
         device.make_current()?;
         // SAFETY: a pointer to a local.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, 0) })?;
+        check("cuEventCreate", unsafe {
+            sys::cuEventCreate(&mut handle, 0)
+        })?;
         Ok(Self {
             handle,
             _device: device.clone(),

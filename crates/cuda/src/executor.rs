@@ -97,7 +97,14 @@ impl CudaExecutor {
                 device.name, device.major, device.minor
             )));
         }
-        let module = Module::load(&device, FATBIN).map_err(failure)?;
+        let other = match &options.fatbin {
+            Some(path) => Some(std::fs::read(path).map_err(|error| {
+                EngineError::Config(format!("cannot read {}: {error}", path.display()))
+            })?),
+            None => None,
+        };
+        let fatbin = other.as_deref().unwrap_or(FATBIN);
+        let module = Module::load(&device, fatbin).map_err(failure)?;
         let stream = Stream::new(&device).map_err(failure)?;
         let layout = StepLayout::new(spec, &options);
         let weight_bytes = Model::new(0, spec, options.max_model_len).end as usize;
@@ -110,8 +117,12 @@ impl CudaExecutor {
         let model = Model::new(weight_memory.at, spec, options.max_model_len);
         let buffers = Buffers::new(buffer_memory.at, spec, &options, &layout);
         // Tiles have columns that belong to nobody; they must be zeros.
-        stream.set_bytes(weight_memory.at, 0, weight_bytes).map_err(failure)?;
-        stream.set_bytes(buffer_memory.at, 0, buffer_bytes).map_err(failure)?;
+        stream
+            .set_bytes(weight_memory.at, 0, weight_bytes)
+            .map_err(failure)?;
+        stream
+            .set_bytes(buffer_memory.at, 0, buffer_bytes)
+            .map_err(failure)?;
         crate::load::load(
             &stream,
             &module,
@@ -126,7 +137,9 @@ impl CudaExecutor {
         let kv_bytes = (num_blocks + 1) * memory::block_bytes(spec, options.kv_dtype);
         let kv_memory = DeviceMemory::new(&device, kv_bytes).map_err(failure)?;
         // What was never written is multiplied by zero, so it must be finite.
-        stream.set_bytes(kv_memory.at, 0, kv_bytes).map_err(failure)?;
+        stream
+            .set_bytes(kv_memory.at, 0, kv_bytes)
+            .map_err(failure)?;
 
         let steps = HostMemory::new(&device, RING * layout.bytes).map_err(failure)?;
         let stride = results_bytes(options.max_num_seqs);
@@ -146,7 +159,9 @@ impl CudaExecutor {
             results_stride: stride,
         };
         let forward = Forward::new(&stream, &module, parts).map_err(failure)?;
-        let events = (0..RING).map(|_| Event::new(&device)).collect::<Result<_, _>>();
+        let events = (0..RING)
+            .map(|_| Event::new(&device))
+            .collect::<Result<_, _>>();
         let mut this = Self {
             graphs: Vec::new(),
             events: events.map_err(failure)?,
@@ -230,13 +245,18 @@ impl CudaExecutor {
 
     /// Records the graphs of all sizes, anew where they exist.
     pub(crate) fn record_graphs(&mut self) -> Result<(), EngineError> {
-        let most = self.bounds.max_num_seqs.min(self.bounds.max_num_batched_tokens);
+        let most = self
+            .bounds
+            .max_num_seqs
+            .min(self.bounds.max_num_batched_tokens);
         let sizes = graph_sizes(most);
         self.record_sizes(&sizes)
     }
 
     pub(crate) fn record_sizes(&mut self, sizes: &[usize]) -> Result<(), EngineError> {
         self.stream.device.make_current().map_err(failure)?;
+        // Those there are may still be on their way to the GPU.
+        self.stream.synchronize().map_err(failure)?;
         self.graphs.clear();
         for &sequences in sizes {
             let size = StepSize {
@@ -246,8 +266,11 @@ impl CudaExecutor {
                 tiles: 0,
                 all_sampled: true,
             };
-            let graph = self.stream.capture(|| self.forward.launch(&self.stream, size).map_err(Fault));
-            self.graphs.push((sequences, graph.map_err(|fault| fault.0)?));
+            let graph = self
+                .stream
+                .capture(|| self.forward.launch(&self.stream, size).map_err(Fault));
+            self.graphs
+                .push((sequences, graph.map_err(|fault| fault.0)?));
         }
         Ok(())
     }

@@ -23,7 +23,10 @@ mod tests {
         }
         let found: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
         let expected = include_str!("../kernels/powerband.sha256").trim();
-        assert_eq!(found, expected, "run scripts/cuda-build.sh and check its result in");
+        assert_eq!(
+            found, expected,
+            "run scripts/cuda-build.sh and check its result in"
+        );
         assert!(super::FATBIN.len() < 5 << 20, "the binary stays small");
     }
 }

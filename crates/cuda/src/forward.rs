@@ -210,10 +210,21 @@ impl Forward {
             kv_kind: kv_kind(self.cache.dtype),
             ..self.normed()
         };
-        let matrix = |kind, weight, rows, cols| Matrix { kind, weight, rows, cols };
-        self.multiply(stream, size.tokens, matrix(KIND_QKV, layer.qkv, q + 2 * kv, d), params)?;
+        let matrix = |kind, weight, rows, cols| Matrix {
+            kind,
+            weight,
+            rows,
+            cols,
+        };
+        self.multiply(
+            stream,
+            size.tokens,
+            matrix(KIND_QKV, layer.qkv, q + 2 * kv, d),
+            params,
+        )?;
         if spec.qk_norm {
-            self.norm_heads(stream, size, layer, cache).map_err(failed)?;
+            self.norm_heads(stream, size, layer, cache)
+                .map_err(failed)?;
         }
         self.attend(stream, size, number, cache).map_err(failed)?;
 
@@ -232,7 +243,12 @@ impl Forward {
             ..GemmParams::default()
         };
         let params = residual(b.attended, layer.mlp_norm);
-        self.multiply(stream, size.tokens, matrix(KIND_OUTPUT, layer.output, d, q), params)?;
+        self.multiply(
+            stream,
+            size.tokens,
+            matrix(KIND_OUTPUT, layer.output, d, q),
+            params,
+        )?;
         let params = GemmParams {
             input: b.next,
             epilogue: GATE,
@@ -294,7 +310,9 @@ impl Forward {
             k_tiles: matrix.cols.div_ceil(64),
             tokens,
         };
-        let chosen = self.overrides.get(&(product.row_tiles, product.k_tiles, tokens));
+        let chosen = self
+            .overrides
+            .get(&(product.row_tiles, product.k_tiles, tokens));
         let plan = chosen
             .and_then(|&(index, parts)| self.gemms.plan_as(product, index, parts))
             .or_else(|| self.gemms.plan(product));
@@ -307,6 +325,7 @@ impl Forward {
         params.row_tiles = product.row_tiles as i32;
         params.tokens = tokens as i32;
         params.stages = plan.stages;
+        params.near = plan.near;
         stream
             .launch(&plan.kernel, plan.shape, &params)
             .map_err(|error| EngineError::Executor(error.to_string()))
@@ -451,7 +470,11 @@ impl Forward {
 
 /// Tiles of eight query heads that share a key head.
 fn columns(spec: &ModelSpec) -> usize {
-    if spec.num_heads / spec.num_kv_heads > 8 { 2 } else { 1 }
+    if spec.num_heads / spec.num_kv_heads > 8 {
+        2
+    } else {
+        1
+    }
 }
 
 /// Bytes of the results of one step.

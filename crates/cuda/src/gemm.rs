@@ -14,7 +14,15 @@ const VARIANTS: [(usize, usize); 7] = [
 ];
 
 /// `GEMM_THREADS` in `gemm.cuh`
-const THREADS: u32 = 288;
+fn threads(tokens: usize) -> u32 {
+    if tokens == 256 { 384 } else { 288 }
+}
+
+/// Tiles that a block asks for beyond its ring while it waits for its inputs.
+const NEAR: i32 = 0;
+
+/// Shared memory of a block that decodes.
+const ROOM: usize = 102 << 10;
 
 #[derive(Debug, Clone, Copy)]
 struct Variant {
@@ -39,6 +47,9 @@ pub(crate) struct Gemms {
     multiprocessors: usize,
     shared_per_block: usize,
     clusters: bool,
+    /// Of small kernels: bytes of shared memory, so that three of them share a multiprocessor.
+    pub room: usize,
+    pub near: i32,
 }
 
 /// How one product is computed.
@@ -47,6 +58,8 @@ pub(crate) struct GemmPlan {
     pub kernel: Kernel,
     pub shape: Shape,
     pub stages: i32,
+    /// Tiles beyond the ring to ask for early.
+    pub near: i32,
     /// Tokens of a block, tiles of rows of a block, blocks of a cluster.
     pub variant: (usize, usize, usize),
 }
@@ -75,14 +88,21 @@ impl Gemms {
             multiprocessors: device.multiprocessors,
             shared_per_block: device.shared_per_block,
             clusters: device.has_clusters(),
+            room: ROOM,
+            near: NEAR,
         })
     }
 
     /// The plan with the least estimated time.
     pub fn plan(&self, product: Product) -> Option<GemmPlan> {
         let mut best: Option<(f64, GemmPlan)> = None;
-        for index in 0..self.variants.len() {
-            for parts in [1, 2, 4, 8] {
+        for (index, variant) in VARIANTS.iter().enumerate() {
+            // With so many tokens a small block has too few weights under way.
+            if *variant == (64, 1) && product.tokens > 32 && self.clusters {
+                continue;
+            }
+            // Clusters of eight start so late that they never won.
+            for parts in [1, 2, 4] {
                 let Some(plan) = self.plan_as(product, index, parts) else {
                     continue;
                 };
@@ -95,7 +115,7 @@ impl Gemms {
         best.map(|(_, plan)| plan)
     }
 
-    /// Numbers of kernels that [`Gemms::plan_as`] takes.
+    /// Kernels that [`Gemms::plan_as`] chooses from.
     pub fn len(&self) -> usize {
         self.variants.len()
     }
@@ -104,38 +124,49 @@ impl Gemms {
     pub fn plan_as(&self, product: Product, index: usize, parts: usize) -> Option<GemmPlan> {
         let variant = self.variants.get(index)?;
         let (stage, rest) = variant.shared();
-        let items = product.row_tiles.div_ceil(variant.row_tiles)
-            * product.tokens.div_ceil(variant.tokens);
+        let items =
+            product.row_tiles.div_ceil(variant.row_tiles) * product.tokens.div_ceil(variant.tokens);
         // Blocks of a cluster have one item each, and the largest kernel cannot share at all.
         let shares = self.clusters && variant.tokens < 256 && product.k_tiles >= 2 * parts;
-        if parts > 1 && !(shares && items * parts <= 2 * self.multiprocessors) {
+        // More blocks than run at once would wait for whole clusters to end.
+        let most = match (variant.row_tiles, parts) {
+            (1, _) => self.multiprocessors * 3 / 2,
+            (_, 2) => self.multiprocessors,
+            // Of the largest clusters not as many fit as there are multiprocessors for.
+            _ => self.multiprocessors * 5 / 6,
+        };
+        if parts > 1 && !(shares && items * parts <= most) {
             return None;
         }
-        // Two blocks fit into a multiprocessor when decoding, so that the next kernel fetches its
-        // weights while this one ends.
+        // When decoding, a multiprocessor holds the block that computes, the next one, which
+        // fetches its weights meanwhile, and attention beside them.
         let room = match variant.tokens <= 64 && variant.row_tiles == 1 {
-            true => self.shared_per_block.min(self.shared_per_block / 2 - 1024),
+            true => self.shared_per_block.min(self.room),
             false => self.shared_per_block,
         };
         let stages = room.checked_sub(rest)? / (stage + 16);
         if stages < 2 {
             return None;
         }
-        let stages = stages.min(16);
-        let resident = if room < self.shared_per_block { 1 } else { 1 };
+        let stages = match variant.row_tiles {
+            // The two warpgroups take turns.
+            1 => stages.min(16) & !1,
+            _ => stages.min(16),
+        };
         let grid = match parts {
-            1 => items.min(resident * self.multiprocessors),
+            1 => items.min(self.multiprocessors),
             _ => items * parts,
         };
         Some(GemmPlan {
             kernel: variant.kernel,
             shape: Shape {
                 grid: (grid as u32, 1, 1),
-                threads: THREADS,
+                threads: threads(variant.tokens),
                 shared: (stages * (stage + 16) + rest) as u32,
                 cluster: parts as u32,
             },
             stages: stages as i32,
+            near: self.near,
             variant: (variant.tokens, variant.row_tiles, parts),
         })
     }
@@ -150,9 +181,11 @@ impl Gemms {
         let columns = product.k_tiles as f64 / parts as f64;
         // A tile of weights takes this long from memory or through the matrix units, whichever is
         // more; the sums take their share for every token.
-        let arrive = 1.0 * row_tiles as f64 + 0.008 * tokens as f64;
+        let arrive = row_tiles as f64 + 0.004 * tokens as f64;
         let multiply = (row_tiles * tokens) as f64 / 128.0;
-        let finish = 2.0 + (row_tiles * tokens) as f64 / 16.0 / parts as f64
+        let there = tokens.min(product.tokens);
+        let finish = 1.0
+            + (row_tiles * there) as f64 / 16.0 / parts as f64
             + if parts > 1 { 3.0 } else { 0.0 };
         rounds * (columns * arrive.max(multiply) + finish)
     }

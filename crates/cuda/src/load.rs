@@ -132,7 +132,12 @@ impl Loader<'_> {
             self.matrix(&up, [ff, d], layer.gate_up, half_of(1))?;
             self.matrix(&name("mlp.down_proj.weight"), [d, ff], layer.down, plain)?;
             self.norm(&name("input_layernorm.weight"), d, layer.attention_norm, 0)?;
-            self.norm(&name("post_attention_layernorm.weight"), d, layer.mlp_norm, 0)?;
+            self.norm(
+                &name("post_attention_layernorm.weight"),
+                d,
+                layer.mlp_norm,
+                0,
+            )?;
             if spec.qk_norm {
                 let head = spec.head_dim;
                 self.norm(&name("self_attn.q_norm.weight"), head, layer.q_norm, half)?;
@@ -141,7 +146,8 @@ impl Loader<'_> {
             if spec.qkv_bias {
                 let mut bias = Vec::new();
                 for (which, len, half) in [("q", q, half), ("k", kv, half), ("v", kv, 0)] {
-                    let values = self.vector(&name(&format!("self_attn.{which}_proj.bias")), len, 0.0)?;
+                    let values =
+                        self.vector(&name(&format!("self_attn.{which}_proj.bias")), len, 0.0)?;
                     for head in values.chunks(spec.head_dim) {
                         bias.extend(in_our_order(head, half));
                     }
@@ -285,7 +291,9 @@ fn expand_rows(dtype: DType, from: &[u8], stored: usize, to: &mut [u8], row_byte
     let rows = from.len() / stored;
     let share = rows.div_ceil(cores).max(1);
     std::thread::scope(|scope| {
-        let pieces = from.chunks(share * stored).zip(to.chunks_mut(share * row_bytes));
+        let pieces = from
+            .chunks(share * stored)
+            .zip(to.chunks_mut(share * row_bytes));
         for (from, to) in pieces {
             scope.spawn(move || {
                 let mut row = vec![0.0; row_bytes / 4];

@@ -64,8 +64,16 @@ impl Model {
                 attention_norm: vector(d),
                 mlp_norm: vector(d),
                 qkv_bias: if spec.qkv_bias { vector(q + 2 * kv) } else { 0 },
-                q_norm: if spec.qk_norm { vector(spec.head_dim) } else { 0 },
-                k_norm: if spec.qk_norm { vector(spec.head_dim) } else { 0 },
+                q_norm: if spec.qk_norm {
+                    vector(spec.head_dim)
+                } else {
+                    0
+                },
+                k_norm: if spec.qk_norm {
+                    vector(spec.head_dim)
+                } else {
+                    0
+                },
             });
         }
         let final_norm = places.take(d * 4);

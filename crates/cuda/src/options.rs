@@ -25,6 +25,8 @@ pub struct CudaOptions {
     pub dummy_seed: Option<u64>,
     /// Record a graph for each size of decoding batch; off: launch kernel by kernel.
     pub graphs: bool,
+    /// Kernels from this file instead of the built-in ones, for trying changes out.
+    pub fatbin: Option<std::path::PathBuf>,
 }
 
 impl Default for CudaOptions {
@@ -39,6 +41,7 @@ impl Default for CudaOptions {
             max_model_len: 2048,
             dummy_seed: None,
             graphs: true,
+            fatbin: None,
         }
     }
 }

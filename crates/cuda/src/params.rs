@@ -33,6 +33,7 @@ plain! {
         tokens: i32,
         stages: i32,
         epilogue: i32,
+        near: i32,
         square_tiles: i32,
         square_stride: i32,
         inv_width: f32,

@@ -65,7 +65,10 @@ impl Slots {
             }
         }
         for token in &admission.output {
-            if let Some(count) = counts.get_mut(*token as usize).filter(|c| **c & 0x7FFF < 0x7FFF) {
+            if let Some(count) = counts
+                .get_mut(*token as usize)
+                .filter(|c| **c & 0x7FFF < 0x7FFF)
+            {
                 *count += 1;
             }
         }
@@ -73,7 +76,9 @@ impl Slots {
     }
 
     pub fn has_sampled(&self, slot: usize) -> bool {
-        self.0.get(slot).is_some_and(|s| s.as_ref().is_some_and(|s| s.sampled))
+        self.0
+            .get(slot)
+            .is_some_and(|s| s.as_ref().is_some_and(|s| s.sampled))
     }
 
     /// A step that samples in this slot was begun.
@@ -108,11 +113,17 @@ impl Slots {
             ..RowSettings::default()
         };
         let begun = sequence.admission.as_ref().map(Slot::new);
-        let slot = begun.as_ref().or(self.0.get(sequence.slot).and_then(Option::as_ref));
+        let slot = begun
+            .as_ref()
+            .or(self.0.get(sequence.slot).and_then(Option::as_ref));
         let mut biases = Vec::new();
         if let Some(slot) = slot {
             let p = &slot.params;
-            row.temperature = if p.temperature < GREEDY_BELOW { 0.0 } else { p.temperature };
+            row.temperature = if p.temperature < GREEDY_BELOW {
+                0.0
+            } else {
+                p.temperature
+            };
             row.top_k = p.top_k.min(i32::MAX as u32) as i32;
             row.top_p = p.top_p;
             row.min_p = p.min_p;
@@ -123,7 +134,9 @@ impl Slots {
             row.seed_low = slot.seed as u32;
             row.seed_high = (slot.seed >> 32) as u32;
             row.draw = slot.produced as u32;
-            row.logprobs = p.logprobs.map_or(-1, |n| n.min(MOST_LOGPROBS as u32) as i32);
+            row.logprobs = p
+                .logprobs
+                .map_or(-1, |n| n.min(MOST_LOGPROBS as u32) as i32);
             biases.extend(p.logit_bias.iter().copied());
         }
         let suppressed = sequence.suppressed.as_deref().unwrap_or_default();

@@ -207,7 +207,10 @@ impl Batch {
         let needed = end.div_ceil(BLOCK_SIZE);
         let known = |block: &u32| (*block as usize) < bounds.num_blocks;
         let Some(blocks) = sequence.blocks.get(..needed) else {
-            return Err(format!("{} blocks for {end} positions", sequence.blocks.len()));
+            return Err(format!(
+                "{} blocks for {end} positions",
+                sequence.blocks.len()
+            ));
         };
         if !blocks.iter().all(known) {
             let most = bounds.num_blocks;

@@ -42,7 +42,8 @@ impl Gpu {
             ..PackParams::default()
         };
         let pack = self.module.kernel("pack_bf16", 0)?;
-        self.stream.launch(&pack, Shape::of((1, rows, 1), 256), &params)?;
+        self.stream
+            .launch(&pack, Shape::of((1, rows, 1), 256), &params)?;
         self.stream.synchronize()?;
         Ok(to)
     }
@@ -86,7 +87,10 @@ fn products(report: &mut dyn FnMut(&Check)) -> Result<(), DriverError> {
                 let name = format!("kernel gemm {tm}x{rt} in {parts}, {tokens} tokens");
                 // NaNs everywhere: what is not written shows.
                 let logits = gpu.filled(tokens * rows * 4, 0xFF)?;
-                let best = gpu.filled(2 * tokens.next_multiple_of(256) * product.row_tiles * 4, 0xFF)?;
+                let best = gpu.filled(
+                    2 * tokens.next_multiple_of(256) * product.row_tiles * 4,
+                    0xFF,
+                )?;
                 let wanted = gpu.filled(tokens * 4, 1)?;
                 let params = GemmParams {
                     weight: packed.at,
@@ -99,14 +103,19 @@ fn products(report: &mut dyn FnMut(&Check)) -> Result<(), DriverError> {
                     logits: logits.at,
                     wanted: wanted.at,
                     best_value: best.at,
-                    best_index: best.at + (tokens.next_multiple_of(256) * product.row_tiles * 4) as u64,
+                    best_index: best.at
+                        + (tokens.next_multiple_of(256) * product.row_tiles * 4) as u64,
                     vocab: rows as i32,
                     ..GemmParams::default()
                 };
                 let mut found = vec![0u8; tokens * rows * 4];
                 gpu.stream.launch(&plan.kernel, plan.shape, &params)?;
                 gpu.stream.download(logits.at, &mut found)?;
-                let found = found.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+                let found = found
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|b| f32::from_le_bytes(*b));
                 report(&Check::within(name, distance(found, &expected), 1e-5));
             }
         }
@@ -118,7 +127,12 @@ fn reference(weights: &[f32], input: &[f32], rows: usize, cols: usize) -> Vec<f6
     let mut out = Vec::with_capacity(rows * input.len() / cols);
     for x in input.chunks(cols) {
         for w in weights.chunks(cols) {
-            out.push(w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum());
+            out.push(
+                w.iter()
+                    .zip(x)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum(),
+            );
         }
     }
     out
@@ -132,5 +146,9 @@ fn distance(found: impl Iterator<Item = f32>, expected: &[f64]) -> f64 {
         size += b * b;
     }
     let relative = (error / size).sqrt();
-    if relative.is_nan() { f64::INFINITY } else { relative }
+    if relative.is_nan() {
+        f64::INFINITY
+    } else {
+        relative
+    }
 }

@@ -8,7 +8,7 @@ mod reference;
 mod sampling;
 mod speed;
 
-pub use speed::{Bench, bench_decode, bench_plans, bench_prefill, bench_shares};
+pub use speed::{Bench, bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning};
 
 /// One line of the table.
 #[derive(Debug, Clone)]

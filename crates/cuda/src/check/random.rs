@@ -48,7 +48,9 @@ pub(crate) fn weights(spec: &ModelSpec, seed: u64) -> Weights {
                 near_one.into_iter().map(|w| w + base).collect()
             }
             1 => random.bf16s(count, 0.5),
-            _ if name.contains("embed") || name.contains("lm_head") => random.bf16s(count, 2.0 / fan_in.sqrt()),
+            _ if name.contains("embed") || name.contains("lm_head") => {
+                random.bf16s(count, 2.0 / fan_in.sqrt())
+            }
             _ => random.bf16s(count, 1.0 / fan_in.sqrt()),
         };
         let bytes: Vec<u8> = match shape.len() {
@@ -58,7 +60,11 @@ pub(crate) fn weights(spec: &ModelSpec, seed: u64) -> Weights {
                 .flat_map(|w| bf16::from_f32(*w).to_le_bytes())
                 .collect(),
         };
-        let dtype = if shape.len() == 1 { DType::F32 } else { DType::BF16 };
+        let dtype = if shape.len() == 1 {
+            DType::F32
+        } else {
+            DType::BF16
+        };
         Tensor::owned(name, dtype, shape, bytes).ok()
     });
     Weights::new(tensors)

@@ -21,7 +21,8 @@ impl Matrix {
 
     fn times(&self, x: &[f64]) -> Vec<f64> {
         let rows = self.values.chunks(x.len()).take(self.rows);
-        rows.map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+        rows.map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum())
+            .collect()
     }
 }
 
@@ -34,7 +35,10 @@ fn norm(spec: &ModelSpec, x: &[f64], weight: &[f64]) -> Vec<f64> {
     let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
     let scale = 1.0 / (mean + f64::from(spec.norm_eps)).sqrt();
     let one = if spec.norm_plus_one { 1.0 } else { 0.0 };
-    x.iter().zip(weight).map(|(v, w)| v * scale * (w + one)).collect()
+    x.iter()
+        .zip(weight)
+        .map(|(v, w)| v * scale * (w + one))
+        .collect()
 }
 
 fn rotate(spec: &ModelSpec, head: &mut [f64], angles: &[[f32; 2]]) {
@@ -65,7 +69,9 @@ pub(crate) fn logits(
         .iter()
         .map(|&token| {
             let row = &embedding.values[token as usize * d..][..d];
-            row.iter().map(|v| v * f64::from(spec.embedding_scale)).collect()
+            row.iter()
+                .map(|v| v * f64::from(spec.embedding_scale))
+                .collect()
         })
         .collect();
     for number in 0..spec.num_layers {
@@ -86,7 +92,10 @@ pub(crate) fn logits(
         let values = project("v", &normed)?;
         for (rows, which) in [(&mut queries, "q"), (&mut keys, "k")] {
             let weight = match spec.qk_norm {
-                true => Some(vector(weights, &name(&format!("self_attn.{which}_norm.weight")))?),
+                true => Some(vector(
+                    weights,
+                    &name(&format!("self_attn.{which}_norm.weight")),
+                )?),
                 false => None,
             };
             for (position, row) in rows.iter_mut().enumerate() {
@@ -121,7 +130,9 @@ pub(crate) fn logits(
                 .zip(up.times(&x))
                 .map(|(g, u)| activate(spec.activation, *g) * u)
                 .collect();
-            h.iter_mut().zip(down.times(&gated)).for_each(|(a, b)| *a += b);
+            h.iter_mut()
+                .zip(down.times(&gated))
+                .for_each(|(a, b)| *a += b);
         }
     }
     let last = vector(weights, "model.norm.weight")?;
@@ -133,7 +144,12 @@ pub(crate) fn logits(
     let capped = |v: f64| cap.map_or(v, |cap| cap * (v / cap).tanh());
     let each = hidden[from..].iter();
     Ok(each
-        .map(|h| head.times(&norm(spec, h, &last)).into_iter().map(capped).collect())
+        .map(|h| {
+            head.times(&norm(spec, h, &last))
+                .into_iter()
+                .map(capped)
+                .collect()
+        })
         .collect())
 }
 
@@ -172,7 +188,10 @@ fn attend(
         let mut mixed = vec![0.0; hd];
         for (p, w) in (first..=last).zip(&weights) {
             let value = &values[p][at..at + hd];
-            mixed.iter_mut().zip(value).for_each(|(m, v)| *m += w / sum * v);
+            mixed
+                .iter_mut()
+                .zip(value)
+                .for_each(|(m, v)| *m += w / sum * v);
         }
         out.extend(mixed);
     }

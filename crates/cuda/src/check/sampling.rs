@@ -18,11 +18,43 @@ pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
     }
     let base = SamplingParams::default();
     let cases = [
-        ("temperature", SamplingParams { temperature: 0.7, ..base.clone() }),
-        ("top-k", SamplingParams { top_k: 7, ..base.clone() }),
-        ("top-p", SamplingParams { top_p: 0.6, ..base.clone() }),
-        ("min-p", SamplingParams { min_p: 0.2, ..base.clone() }),
-        ("top-k and top-p", SamplingParams { top_k: 20, top_p: 0.7, temperature: 1.3, ..base.clone() }),
+        (
+            "temperature",
+            SamplingParams {
+                temperature: 0.7,
+                ..base.clone()
+            },
+        ),
+        (
+            "top-k",
+            SamplingParams {
+                top_k: 7,
+                ..base.clone()
+            },
+        ),
+        (
+            "top-p",
+            SamplingParams {
+                top_p: 0.6,
+                ..base.clone()
+            },
+        ),
+        (
+            "min-p",
+            SamplingParams {
+                min_p: 0.2,
+                ..base.clone()
+            },
+        ),
+        (
+            "top-k and top-p",
+            SamplingParams {
+                top_k: 20,
+                top_p: 0.7,
+                temperature: 1.3,
+                ..base.clone()
+            },
+        ),
         (
             "penalties",
             SamplingParams {
@@ -76,9 +108,8 @@ fn shares(params: SamplingParams, masked: bool) -> Result<f64, String> {
     let mut first = Vec::new();
     for round in 0..ROUNDS {
         let mut step = Step::default();
-        for slot in 0..SLOTS {
-            // The last round repeats the seeds of the first.
-            let seed = (round % (ROUNDS - 1) * SLOTS + slot) as u64;
+        for (slot, blocks) in blocks.iter().enumerate() {
+            let seed = (round * SLOTS + slot) as u64;
             step.released.push(slot);
             step.sequences.push(StepSequence {
                 slot,
@@ -93,7 +124,7 @@ fn shares(params: SamplingParams, masked: bool) -> Result<f64, String> {
                     _ => tokens[8..].to_vec(),
                 }),
                 start: if round == 0 { 0 } else { 8 },
-                blocks: blocks[slot].clone(),
+                blocks: blocks.clone(),
                 sample: round > 0,
                 suppressed: Some(suppressed.clone()),
                 mask: mask.clone(),
@@ -112,11 +143,11 @@ fn shares(params: SamplingParams, masked: bool) -> Result<f64, String> {
         }
         let pending = executor.submit(step).map_err(text)?;
         let output = executor.collect(pending).map_err(text)?;
-        let ids: Vec<u32> = output.samples.iter().map(|(_, sample)| sample.token).collect();
-        if round == ROUNDS - 1 {
-            // Seeds of round 0 were never drawn; those of the round before are not these.
-            continue;
-        }
+        let ids: Vec<u32> = output
+            .samples
+            .iter()
+            .map(|(_, sample)| sample.token)
+            .collect();
         if round == 1 {
             first.clone_from(&ids);
         }
@@ -134,7 +165,11 @@ fn shares(params: SamplingParams, masked: bool) -> Result<f64, String> {
     let total = drawn.iter().sum::<usize>() as f64;
     let differences = drawn.iter().zip(&expected).map(|(count, p)| {
         let impossible = *p == 0.0 && *count > total as usize / 200;
-        if impossible { 1.0 } else { (*count as f64 / total - p).abs() }
+        if impossible {
+            1.0
+        } else {
+            (*count as f64 / total - p).abs()
+        }
     });
     Ok(differences.fold(0.0, f64::max))
 }
@@ -152,7 +187,11 @@ fn probabilities(
         let times = OUTPUT.iter().filter(|t| **t == id).count() as f64;
         if PROMPT.contains(&id) || times > 0.0 {
             let penalty = f64::from(params.repetition_penalty);
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            *logit = if *logit > 0.0 {
+                *logit / penalty
+            } else {
+                *logit * penalty
+            };
         }
         *logit -= f64::from(params.frequency_penalty) * times;
         if times > 0.0 {

@@ -28,7 +28,10 @@ fn summary(name: String, mut times: Vec<f64>) -> Bench {
     times.sort_by(f64::total_cmp);
     let at = |share: f64| {
         let index = (times.len() as f64 * share) as usize;
-        times.get(index.min(times.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+        times
+            .get(index.min(times.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(f64::NAN)
     };
     Bench {
         name,
@@ -44,7 +47,9 @@ fn failure(error: DriverError) -> EngineError {
 fn blocks_of(executor: &CudaExecutor, sequence: usize, len: usize, per: usize) -> Vec<u32> {
     let pool = executor.limits().num_blocks;
     let first = sequence * per.div_ceil(16);
-    (0..len.div_ceil(16)).map(|i| ((first + i) % pool) as u32).collect()
+    (0..len.div_ceil(16))
+        .map(|i| ((first + i) % pool) as u32)
+        .collect()
 }
 
 /// Computes prompts of `len` random tokens for `count` sequences.
@@ -61,7 +66,9 @@ fn prefill(
     for first in (0..count).step_by(at_once) {
         let mut step = Step::default();
         for slot in first..(first + at_once).min(count) {
-            let prompt: Vec<u32> = (0..len).map(|_| random.below(limits.vocab_size) as u32).collect();
+            let prompt: Vec<u32> = (0..len)
+                .map(|_| random.below(limits.vocab_size) as u32)
+                .collect();
             step.released.push(slot);
             step.sequences.push(StepSequence {
                 slot,
@@ -187,7 +194,8 @@ fn replay(executor: &mut CudaExecutor, count: usize) -> Result<f64, EngineError>
 }
 
 /// What each kind of kernel costs at a batch: the whole graph, the graph without it, and the
-/// graph of nothing else. The last step's inputs are computed again and again.
+/// graph of nothing else. Steps that were computed before are computed again and again, in whole
+/// turns of the ring.
 ///
 /// # Errors
 /// The executor's.
@@ -199,16 +207,41 @@ pub fn bench_shares(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Ben
         all.push(summary(name, vec![time / 1e3]));
         Ok::<_, EngineError>(())
     };
-    // The step's own kernels move the ring on, which a replay outside `submit` must not.
-    record(executor, format!("batch {count}: layers and head"), KIND_ROWS)?;
+    record(executor, format!("batch {count}: everything"), 0)?;
+    record(
+        executor,
+        format!("batch {count}: layers and head"),
+        KIND_ROWS,
+    )?;
+    record(
+        executor,
+        format!("batch {count}: only rows"),
+        127 & !KIND_ROWS,
+    )?;
     for (name, kind) in &KINDS[..6] {
-        record(executor, format!("batch {count}: without {name}"), KIND_ROWS | kind)?;
-        let only = (1..64).fold(0, |bits, b| bits | b) & !kind | KIND_ROWS;
+        record(
+            executor,
+            format!("batch {count}: without {name}"),
+            KIND_ROWS | kind,
+        )?;
+        let only = 127 & !kind;
         record(executor, format!("batch {count}: only {name}"), only)?;
     }
     executor.forward_mut().skip = 0;
     executor.record_graphs()?;
     Ok(all)
+}
+
+/// Other settings of the matrix kernels: bytes of shared memory of the small ones, and tiles that
+/// are asked for early.
+///
+/// # Errors
+/// The executor's.
+pub fn set_tuning(executor: &mut CudaExecutor, room: usize, near: i32) -> Result<(), EngineError> {
+    let gemms = &mut executor.forward_mut().gemms;
+    gemms.room = room;
+    gemms.near = near;
+    executor.record_graphs()
 }
 
 /// Microseconds of each way to compute each product of the model for `count` tokens.
@@ -222,7 +255,11 @@ pub fn bench_plans(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Stri
         forward.skip = 127 & !kind;
         let product = forward.product(*kind, count);
         let key = (product.row_tiles, product.k_tiles, product.tokens);
-        let layers = if *kind == KIND_HEAD { 1.0 } else { forward.model.layers.len() as f64 };
+        let layers = if *kind == KIND_HEAD {
+            1.0
+        } else {
+            forward.model.layers.len() as f64
+        };
         let chosen = forward.gemms.plan(product).map(|plan| plan.variant);
         let mut found = Vec::new();
         for index in 0..forward.gemms.len() {
@@ -247,8 +284,13 @@ pub fn bench_plans(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Stri
             .map(|(time, (tm, rt, parts))| format!("{tm}x{rt}/{parts} {time:.1}"))
             .collect();
         let ours = found.iter().find(|(_, variant)| Some(*variant) == chosen);
-        let ours = ours.map_or(String::new(), |(time, (tm, rt, parts))| format!("{tm}x{rt}/{parts} {time:.1}"));
-        lines.push(format!("tokens {count} {name}: chosen {ours}; {}", best.join(", ")));
+        let ours = ours.map_or(String::new(), |(time, (tm, rt, parts))| {
+            format!("{tm}x{rt}/{parts} {time:.1}")
+        });
+        lines.push(format!(
+            "tokens {count} {name}: chosen {ours}; {}",
+            best.join(", ")
+        ));
     }
     executor.forward_mut().skip = 0;
     executor.record_graphs()?;
