@@ -32,3 +32,14 @@ static __device__ inline void write_kv(char *cache, int kind, int kv_dim, int he
     to[b] = narrow(v.y, kind);
   }
 }
+// One element; `row` is the first of its warp's rows among all heads' keys (or values), `dim` its
+// place in the head.
+template <typename T>
+static __device__ inline void write_kv_one(char *cache, int kind, int kv_dim, int head_dim, int place, int row,
+                                           int dim, bool key, float v) {
+  int offset = place & 15;
+  size_t at = ((size_t)(place >> 4) * kv_dim + (size_t)(row - row % head_dim)) * 32 + (key ? 0 : head_dim * 16) +
+              (key ? key_at(offset, dim) : value_at(offset, dim));
+  if (kind == KV_SAME) reinterpret_cast<T *>(cache)[at] = Pair<T>::one(v);
+  else reinterpret_cast<uint8_t *>(cache)[at] = narrow(v, kind);
+}

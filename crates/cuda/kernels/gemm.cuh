@@ -152,24 +152,6 @@ static __device__ inline void store_gated(const GemmParams &p, int token, int st
   }
 }
 
-// The same for a warp's accumulators: 16 rows, eight of each half, of TM tokens.
-template <typename T, int TM>
-static __device__ inline void store_gated_pairs(const GemmParams &p, const float *acc, const float *scale, int tile,
-                                                int token, int there, int warp, int lane) {
-  int col = tile * 32 + (warp & 3) * 8 + (lane & 3) * 2, mine = lane >> 2;
-  T *to = reinterpret_cast<T *>(p.gated);
-#pragma unroll
-  for (int j = 0; j < TM / 8; ++j) {
-    if (j * 8 >= there) break;
-    float2 s = *reinterpret_cast<const float2 *>(scale + j * 8 + (lane & 3) * 2);
-    float a = activate(acc[4 * j] * s.x, p.gelu) * (acc[4 * j + 2] * s.x);
-    float b = activate(acc[4 * j + 1] * s.y, p.gelu) * (acc[4 * j + 3] * s.y);
-    uint32_t two = transpose8(Pair<T>::pack(a, b));
-    if (j * 8 + mine < there && col < p.gated_width && tile < p.row_tiles)
-      *reinterpret_cast<uint32_t *>(to + tile_at(token + j * 8 + mine, col, p.gated_tiles)) = two;
-  }
-}
-
 template <int U>
 static __device__ inline void choose(const GemmParams &p, int token, int step, int n, int tile, int lane,
                                      const float2 *v) {
@@ -209,6 +191,8 @@ static __device__ inline void choose(const GemmParams &p, int token, int step, i
       p.best_index[(size_t)(token + u * step) * p.row_tiles + tile] = index[u];
     }
 }
+
+#include "direct.cuh"
 
 // Two warpgroups that multiply and a warp that fetches. The largest kernel has a whole warpgroup in
 // its place, so that registers can be moved to those that multiply.
@@ -444,10 +428,25 @@ static __device__ inline void gemm(const GemmParams &p) {
       for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
     }
 #endif
-    if (RT == 2 && parts == 1 && p.epilogue == GATE) {
-      // Both halves of a pair are in one thread: no need to meet anyone.
+    if (RT == 2 && parts == 1 && (p.epilogue == GATE || (p.epilogue == STORE_QKV && !p.raw))) {
       consumers_sync(); // for `scale`
-      store_gated_pairs<T, TM>(p, acc, scale, group * 2 + wg, tokens * TM, there, warp, lane);
+      int tile = group * 2 + wg;
+      if (p.epilogue == GATE)
+        store_gated_pairs<T, TM>(p, acc, scale, tile, tokens * TM, there, warp, lane);
+      else
+        store_qkv_rows<T, TM>(p, acc, scale, tile, tokens * TM, there, warp, lane);
+      consumers_sync();
+      continue;
+    }
+    if (RT == 2 && parts == 1 && p.epilogue == ADD_RESIDUAL && p.width % 16 == 0) {
+      add_residual_rows<T, TM>(p, acc, red, group * 2 + wg, tokens * TM, there, warp, lane);
+      consumers_sync();
+      for (int i = threadIdx.x; i < 2 * TM; i += 256) {
+        int t = i % TM, tile = group * 2 + i / TM;
+        const float *from = red + i / TM * 4 * TM + t;
+        if (t < there && tile < p.row_tiles)
+          p.squares_out[tile * p.square_stride + tokens * TM + t] = from[0] + from[TM] + from[2 * TM] + from[3 * TM];
+      }
       consumers_sync();
       continue;
     }

@@ -87,6 +87,18 @@ static __device__ inline float from_order(uint32_t order) {
   return __uint_as_float(order & 0x80000000u ? order & 0x7FFFFFFFu : ~order);
 }
 
+// Calls f(logit, token) for this thread's share of a row, eight loads under way at a time.
+template <typename F> static __device__ inline void for_logits(const float *row, int vocab, F f) {
+  for (int i = threadIdx.x; i < vocab; i += 8 * SAMPLE_THREADS) {
+    float x[8];
+#pragma unroll
+    for (int u = 0; u < 8; ++u) x[u] = i + u * SAMPLE_THREADS < vocab ? row[i + u * SAMPLE_THREADS] : 0;
+#pragma unroll
+    for (int u = 0; u < 8; ++u)
+      if (i + u * SAMPLE_THREADS < vocab) f(x[u], i + u * SAMPLE_THREADS);
+  }
+}
+
 #define CUTS 7
 // The largest `t` for which the logits at or above it weigh at least `goal`, by narrowing in steps
 // of eight; `weigh(x)` is 1 to count logits, their probability to fill a share.
@@ -104,17 +116,24 @@ static __device__ inline float cut_at(const float *row, int vocab, float floor, 
       cuts[i] = at > high ? INFINITY : from_order(at);
       sums[i] = 0;
     }
-    for (int i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
-      float x = row[i];
-      if (x < cuts[0]) continue;
+    for_logits(row, vocab, [&](float x, int) {
+      if (x < cuts[0]) return;
       float w = weigh(x);
 #pragma unroll
       for (int c = 0; c < CUTS; ++c) sums[c] += x >= cuts[c] ? w : 0;
-    }
+    });
+    // All sums meet at once: [CUTS][32 warps].
+#pragma unroll
+    for (int c = 0; c < CUTS; ++c) sums[c] = warp_sum(sums[c]);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0)
+#pragma unroll
+      for (int c = 0; c < CUTS; ++c) shared[c * 32 + (threadIdx.x >> 5)] = sums[c];
+    __syncthreads();
     uint32_t next_low = low, next_high = high;
 #pragma unroll
     for (int c = 0; c < CUTS; ++c) {
-      float sum = block_sum(sums[c], shared);
+      float sum = warp_sum(shared[c * 32 + (threadIdx.x & 31)]);
       uint32_t at = low + (c + 1) * step;
       if (at > high) continue;
       if (sum >= goal) next_low = at;
@@ -141,7 +160,7 @@ static __device__ inline float undo(const SampleParams &p, const RowSettings &s,
 
 static __device__ inline void sample_row(const SampleParams &p, const RowSettings &s, RowResult *out) {
   __shared__ Best bests[32];
-  __shared__ float sums[32];
+  __shared__ float sums[32 * CUTS];
   __shared__ int chosen;
   int tid = threadIdx.x;
   float *row = p.logits + (size_t)blockIdx.x * p.vocab;
@@ -152,14 +171,14 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
     float top = 0;
     for (int n = 0; n < max(1, min(s.logprobs, MOST_LOGPROBS)); ++n) {
       Best mine = {-INFINITY, 0x7FFFFFFF};
-      for (int i = tid; i < p.vocab; i += SAMPLE_THREADS)
-        if (before(last.value, last.index, row[i], i) && before(row[i], i, mine.value, mine.index))
-          mine.value = row[i], mine.index = i;
+      for_logits(row, p.vocab, [&](float x, int i) {
+        if (before(last.value, last.index, x, i) && before(x, i, mine.value, mine.index)) mine = {x, i};
+      });
       last = block_best(mine, bests);
       if (n == 0) {
         top = last.value;
         float sum = 0;
-        for (int i = tid; i < p.vocab; i += SAMPLE_THREADS) sum += __expf(row[i] - top);
+        for_logits(row, p.vocab, [&](float x, int) { sum += __expf(x - top); });
         log_total = top + logf(block_sum(sum, sums));
       }
       if (tid == 0 && n < s.logprobs) {
@@ -172,8 +191,7 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
   __syncthreads();
   const uint16_t *counts = p.counts + (size_t)s.slot * p.vocab;
   Best mine = {-INFINITY, 0x7FFFFFFF};
-  for (int i = tid; i < p.vocab; i += SAMPLE_THREADS) {
-    float x = row[i];
+  for_logits(row, p.vocab, [&](float x, int i) {
     if (s.counted) {
       int count = counts[i], times = count & 0x7FFF;
       if (count) x = x > 0 ? x / s.repetition : x * s.repetition;
@@ -181,8 +199,8 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
     }
     if (s.mask_at >= 0 && !(p.extras[s.mask_at + (i >> 5)] >> (i & 31) & 1)) x = -INFINITY;
     if (s.counted || s.mask_at >= 0) row[i] = x;
-    if (before(x, i, mine.value, mine.index)) mine.value = x, mine.index = i;
-  }
+    if (before(x, i, mine.value, mine.index)) mine = {x, i};
+  });
   if (s.biases > 0) {
     __syncthreads();
     for (int i = tid; i < s.biases; i += SAMPLE_THREADS)
@@ -205,14 +223,13 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
     if (s.top_k > 0 && s.top_k < p.vocab)
       floor = cut_at(row, p.vocab, floor, top, (float)s.top_k, sums, [](float) { return 1.f; });
     float total = 0;
-    for (int i = tid; i < p.vocab; i += SAMPLE_THREADS)
-      if (row[i] >= floor) total += weight(row[i]);
+    auto add = [&](float x, int) { total += x >= floor ? weight(x) : 0; };
+    for_logits(row, p.vocab, add);
     float whole = block_sum(total, sums);
     if (s.top_p < 1.f) {
       floor = cut_at(row, p.vocab, floor, top, whole * s.top_p, sums, weight);
       total = 0;
-      for (int i = tid; i < p.vocab; i += SAMPLE_THREADS)
-        if (row[i] >= floor) total += weight(row[i]);
+      for_logits(row, p.vocab, add);
       whole = block_sum(total, sums);
     }
     // A point of the whole; the thread in whose share it lies looks for its token.

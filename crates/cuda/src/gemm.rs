@@ -181,7 +181,9 @@ impl Gemms {
         let columns = product.k_tiles as f64 / parts as f64;
         // A tile of weights takes this long from memory or through the matrix units, whichever is
         // more; the sums take their share for every token.
-        let arrive = row_tiles as f64 + 0.004 * tokens as f64;
+        // Tokens that do not fit one block have the weights read again, from the cache at best.
+        let again = if product.tokens > tokens { 1.1 } else { 1.0 };
+        let arrive = again * (row_tiles as f64 + 0.004 * tokens as f64);
         let multiply = (row_tiles * tokens) as f64 / 128.0;
         let there = tokens.min(product.tokens);
         let finish = 1.0
