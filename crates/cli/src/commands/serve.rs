@@ -86,7 +86,7 @@ pub fn run(args: &ServeArgs) -> CliResult {
 pub fn runtime() -> CliResult<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.clamp(1, 4))
+        .worker_threads(cores.clamp(1, 8))
         .thread_name("http")
         .enable_all()
         .build()
