@@ -183,18 +183,32 @@ fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<S
         return Vec::new();
     };
     let get = |id: &str| first(findings, id);
-    let mut out = vec![format!(
-        "Best level: {}, {:.0} output tok/s, TTFT {}.",
-        clients(peak.load()),
-        peak.output,
-        duration(peak.ttft * 1e3)
-    )];
+    let plateau = get("plateau").and_then(|p| {
+        let start = sweep.points.iter().find(|q| Some(q.load()) == p.level)?;
+        Some((p.value, start))
+    });
+    let mut out = vec![match plateau {
+        Some((output, start)) => format!(
+            "Best range: {} and more, {output:.0} output tok/s, TTFT {} at its beginning.",
+            clients(start.load()),
+            duration(start.ttft * 1e3)
+        ),
+        None => format!(
+            "Best level: {}, {:.0} output tok/s, TTFT {}.",
+            clients(peak.load()),
+            peak.output,
+            duration(peak.ttft * 1e3)
+        ),
+    }];
     out.push(match (get("collapse"), get("plateau"), get("admission_queue")) {
         (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {}.", c.value * 100.0, clients(c.level.unwrap_or(0.0))),
         (_, Some(p), Some(q)) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients; requests queue for {:.0} places.", p.value, p.level.unwrap_or(0.0), q.value),
         (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients.", p.value, p.level.unwrap_or(0.0)),
         (_, _, Some(q)) => format!("Bottleneck: requests queue for {:.0} places.", q.value),
-        _ => "Bottleneck: not reached; throughput still grows at the highest level.".into(),
+        _ if sweep.points.last().is_some_and(|last| std::ptr::eq(last, peak)) => {
+            "Bottleneck: not reached; throughput still grows at the highest level.".into()
+        }
+        _ => "Bottleneck: none stands out; see what remains unsure.".into(),
     });
     if get("client_limited").is_some() {
         out.push("Caution: the load generator was the limit at some levels.".into());

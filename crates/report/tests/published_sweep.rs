@@ -355,3 +355,28 @@ fn a_peak_at_the_end_of_a_plateau_is_the_limit() {
     let (more, plateau) = advice(1e9);
     assert!(more.contains("Add higher levels") && !plateau, "{more}");
 }
+
+/// Levels of a hundred requests on a shared machine scatter by a tenth: a measured sweep whose highest
+/// level happens to be its best still has its limit far below.
+#[test]
+fn a_plateau_is_found_through_the_scatter_of_its_levels() {
+    let measured = [
+        162.4, 410.0, 505.6, 483.1, 530.8, 475.2, 463.8, 501.2, 536.9, 499.1, 484.8, 553.1,
+    ];
+    let mut levels = closed_loop(&CLIENTS, 1e9, |_| 20.0, 50.0);
+    for (level, output) in levels.iter_mut().zip(measured) {
+        let clients = level.concurrency.unwrap();
+        level.throughput = Some(output * 3.0);
+        let e2e = clients * 64.0 / output * 1e3;
+        level.e2e_ms = Some(e2e);
+        level.ttft_ms = Some(e2e / 4.0);
+        level.itl_ms = Some(e2e * 0.75 / 63.0);
+    }
+    let report = Report::new(levels, Context::default());
+    let plateau = get(&report, "plateau");
+    assert_eq!(plateau.level, Some(10.0), "{plateau:?}");
+    near(plateau.value, 503.4, 1.0);
+    assert!(!has(&report, "collapse"), "{:?}", ids(&report));
+    let text = report.summary_text();
+    assert!(text.contains("Best range: 10 clients and more"), "{text}");
+}

@@ -5,9 +5,13 @@ use crate::sweep::{Point, Sweep, clients};
 
 /// Throughput grows "linearly" while it grows with the load to this power at least.
 const LINEAR: f64 = 0.8;
-/// A plateau starts at this share of the peak ...
+/// A plateau starts at this share of its median ...
 const KNEE: f64 = 0.93;
-/// ... and later levels stay above this share.
+/// ... every level of it is within this share of the median, for levels of a hundred requests scatter ...
+const SCATTER: f64 = 0.15;
+/// ... throughput grows or falls with the load to this power at most ...
+const FLAT: f64 = 0.2;
+/// ... and the median is at least this share of the peak, else it is what a collapse left.
 const STAYS: f64 = 0.85;
 /// It spans at least this factor of load.
 const SPAN: f64 = 1.4;
@@ -103,15 +107,26 @@ fn slope(run: &[Point]) -> f64 {
     covariance / variance.max(1e-12)
 }
 
+/// Do these levels, the last of a sweep, make the same throughput whatever the load?
+fn is_flat(levels: &[Point], peak: f64) -> bool {
+    let (Some(first), Some(last)) = (levels.first(), levels.last()) else {
+        return false;
+    };
+    let mut outputs: Vec<f64> = levels.iter().map(|p| p.output).collect();
+    outputs.sort_by(f64::total_cmp);
+    let median = (outputs[(outputs.len() - 1) / 2] + outputs[outputs.len() / 2]) / 2.0;
+    last.load() >= SPAN * first.load()
+        && median >= STAYS * peak
+        && first.output >= KNEE * median
+        && outputs.iter().all(|o| (o / median - 1.0).abs() <= SCATTER)
+        && slope(levels).abs() <= FLAT
+}
+
 /// `plateau`: throughput that more load does not move; value = its mean, level = where it starts.
 pub fn plateau(sweep: &Sweep<'_>) -> Option<Finding> {
     let (points, peak) = (&sweep.points, sweep.peak()?.output);
-    let start = points.iter().position(|p| p.output >= KNEE * peak)?;
+    let start = (0..points.len()).find(|&start| is_flat(&points[start..], peak))?;
     let (first, last) = (&points[start], points.last()?);
-    let flat = points[start..].iter().all(|p| p.output >= STAYS * peak);
-    if !flat || last.load() < SPAN * first.load() || points.len() - start < 2 {
-        return None;
-    }
     let on = &points[start..];
     let mean = on.iter().map(|p| p.output).sum::<f64>() / on.len() as f64;
     let (low, high) = on.iter().fold((f64::MAX, 0.0f64), |(l, h), p| {
