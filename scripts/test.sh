@@ -6,8 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cargo fmt --check
+cargo fmt --check --manifest-path fuzz/Cargo.toml
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 cargo build --workspace --quiet
+# Without libFuzzer, which would want a C++ compiler; in the same folder, for the sake of its crates.
+cargo check --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target --quiet
 
 # The model that the golden tests run on. Without it they say "skipped".
 if [ -z "${POWERBAND_TEST_MODEL:-}" ]; then

@@ -23,7 +23,7 @@ pub(crate) struct Head {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Framing {
+pub(crate) enum Framing {
     Length(u64),
     Chunked,
     UntilClose,
@@ -89,7 +89,7 @@ pub(crate) async fn read_head(connection: &mut Connection) -> Result<Head, ReadE
 }
 
 /// Parse a head if it is complete: (head, its length in bytes).
-fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
+pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 96];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(bytes) {
@@ -152,6 +152,11 @@ fn starts_with_ignoring_case(value: &str, prefix: &str) -> bool {
 }
 
 impl Head {
+    /// How the body is framed.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
     /// Does the end of the body have to be guessed from the end of the connection?
     pub fn ends_with_connection(&self) -> bool {
         self.framing == Framing::UntilClose
@@ -170,7 +175,7 @@ pub(crate) async fn read_body(
     head: &Head,
     mut on_data: impl FnMut(&[u8], u64) -> Result<(), String>,
 ) -> Result<(), String> {
-    let mut decoder = Decoder::new(head.framing);
+    let mut decoder = Decoder::new(head.framing());
     loop {
         let read_ns = connection.last_read_ns();
         let (consumed, done) =
@@ -206,14 +211,14 @@ enum Chunk {
 }
 
 /// Takes the framing off, piece by piece. Every byte given is consumed: nothing is kept.
-struct Decoder {
+pub(crate) struct Decoder {
     framing: Framing,
     remaining: u64,
     chunk: Chunk,
 }
 
 impl Decoder {
-    fn new(framing: Framing) -> Self {
+    pub fn new(framing: Framing) -> Self {
         Decoder {
             framing,
             remaining: match framing {
@@ -225,7 +230,7 @@ impl Decoder {
     }
 
     /// Decode `input`: (bytes consumed, is the body complete?).
-    fn decode(
+    pub fn decode(
         &mut self,
         input: &[u8],
         mut on_data: impl FnMut(&[u8]) -> Result<(), String>,

@@ -16,6 +16,8 @@ pub mod config;
 mod connect;
 pub mod distribution;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guidellm;
 mod health;
 mod http1;

@@ -203,6 +203,9 @@ pub(crate) fn prompt_time(request: &RequestRecord) -> f64 {
     seconds(request.first_token_ns.unwrap_or(request.end_ns))
 }
 
+/// Into how many chunks the output of a request is spread at most: a file may claim any number.
+const MOST_CHUNKS: u64 = 1 << 20;
+
 /// (time s, tokens) of a request's output: the tokens shared evenly over the chunks, at the chunks' own
 /// times where these are known, else evenly between the first and the last.
 pub(crate) fn output_events(request: &RequestRecord) -> impl Iterator<Item = (f64, f64)> + '_ {
@@ -213,11 +216,11 @@ pub(crate) fn output_events(request: &RequestRecord) -> impl Iterator<Item = (f6
     );
     let known =
         request.gaps_us.len() as u64 + 1 == request.chunks && request.first_token_ns.is_some();
-    let chunks = request.chunks.max(1);
+    let chunks = request.chunks.clamp(1, MOST_CHUNKS);
     let step = last.saturating_sub(first) as f64 / (chunks.max(2) - 1) as f64;
     // At least one chunk; none where there are no tokens.
     let spaced = (!known && tokens > 0.0)
-        .then(|| (0..chunks).map(move |i| first + (step * i as f64) as u64));
+        .then(|| (0..chunks).map(move |i| first.saturating_add((step * i as f64) as u64)));
     request
         .chunk_times_ns()
         .filter(move |_| known)
@@ -241,7 +244,7 @@ fn steady(level: &LevelResult) -> Option<Steady> {
         Strategy::Concurrent { streams } => streams,
         _ => return None,
     };
-    if clients == 0 || level.requests.len() < STEADY_WAVES * clients {
+    if clients == 0 || level.requests.len() < STEADY_WAVES.saturating_mul(clients) {
         return None;
     }
     let mut ends: Vec<u64> = level.requests.iter().map(|r| r.end_ns).collect();

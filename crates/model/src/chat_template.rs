@@ -7,6 +7,8 @@ use crate::ModelError;
 
 /// Instructions a template may take: plenty for thousands of messages, little for an endless loop.
 const FUEL: u64 = 5_000_000;
+/// Bytes a prompt may have: fuel counts instructions, and one can print a list without end.
+const MAX_PROMPT: usize = 64 << 20;
 const NAME: &str = "chat";
 
 /// A compiled chat template.
@@ -57,20 +59,44 @@ impl ChatTemplate {
             let reason = match (e.kind(), e.detail()) {
                 (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
                 (ErrorKind::OutOfFuel, _) => "it takes too long on these messages".to_owned(),
+                (ErrorKind::WriteFailure, _) => {
+                    format!("what it makes of these messages is over {MAX_PROMPT} bytes")
+                }
                 _ => e.to_string(),
             };
             ModelError::Unsupported(format!("the chat template: {reason}"))
         };
         let template = self.environment.get_template(NAME).map_err(failed)?;
+        let context = minijinja::context! {
+            messages => Value::from_serialize(messages),
+            tools => tools.map(Value::from_serialize),
+            add_generation_prompt,
+            bos_token => self.bos,
+            eos_token => self.eos,
+        };
+        let mut prompt = Bounded(Vec::new());
         template
-            .render(minijinja::context! {
-                messages => Value::from_serialize(messages),
-                tools => tools.map(Value::from_serialize),
-                add_generation_prompt,
-                bos_token => self.bos,
-                eos_token => self.eos,
-            })
-            .map_err(failed)
+            .render_captured_to(context, &mut prompt)
+            .map_err(failed)?;
+        // Templates print whole characters.
+        Ok(String::from_utf8_lossy(&prompt.0).into_owned())
+    }
+}
+
+/// Takes at most [`MAX_PROMPT`] bytes.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_PROMPT {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -229,6 +255,9 @@ mod tests {
             .render(&json!([]), None, true);
         assert!(error.unwrap_err().to_string().contains("too long"));
         assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+        let endless = ChatTemplate::new("{{ ['x' * 100000] * 1000 }}", "", "").unwrap();
+        let error = endless.render(&json!([]), None, true).unwrap_err();
+        assert!(error.to_string().contains("bytes"), "{error}");
     }
 
     #[test]

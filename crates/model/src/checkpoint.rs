@@ -25,9 +25,15 @@ impl Checkpoint {
     /// # Errors
     /// The path is neither, or what is there is broken or of a kind that is not built.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        if path.is_dir() {
-            return Self::open_folder(path);
-        }
+        let opened = if path.is_dir() {
+            Self::open_folder(path)
+        } else {
+            Self::open_gguf(path)
+        };
+        opened.map_err(|error| error.in_file(path))
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
         let file = Gguf::open(path)?;
         let weights = file.weights()?;
         let spec = file.spec(&weights)?;

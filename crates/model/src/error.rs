@@ -44,6 +44,17 @@ impl ModelError {
         }
     }
 
+    /// The same error, naming the file or folder if it did not.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            ModelError::Tensor { .. } => ModelError::format(path, self.to_string()),
+            ModelError::Unsupported(what) if !what.contains(&*path.to_string_lossy()) => {
+                ModelError::Unsupported(format!("{}: {what}", path.display()))
+            }
+            named => named,
+        }
+    }
+
     /// A [`ModelError::Io`].
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         ModelError::Io {

@@ -4,6 +4,7 @@
 //! that streaming piece by piece gives the same text as decoding the whole.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokenizers::Tokenizer as HfTokenizer;
 
@@ -14,6 +15,10 @@ mod stream;
 mod words;
 
 pub use stream::IncrementalDecoder;
+
+/// Ids are places in a list: one number of a small file must not make it a long one. No model has
+/// more than some hundred thousand tokens.
+const MAX_ID: u32 = 1 << 22;
 
 /// How a token's text in the vocabulary stands for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +59,8 @@ impl Tokenizer {
         let bad = |e: &dyn std::fmt::Display| {
             ModelError::Unsupported(format!("tokenizer.json cannot be read: {e}"))
         };
-        let inner = HfTokenizer::from_bytes(json).map_err(|e| bad(&e))?;
-        let outline: serde_json::Value = serde_json::from_slice(json).map_err(|e| bad(&e))?;
+        // First of all, because the crate panics on JSON that is cut off in some places.
+        let mut outline: serde_json::Value = serde_json::from_slice(json).map_err(|e| bad(&e))?;
         let spelling = if outline["model"]["byte_fallback"] == true {
             Spelling::SentencePiece
         } else if mentions_byte_level(&outline["decoder"])
@@ -65,7 +70,18 @@ impl Tokenizer {
         } else {
             Spelling::Plain
         };
-        Ok(Self::assemble(inner, spelling, None, None))
+        if let Some(fields) = outline.as_object_mut() {
+            // Decoding is ours; what is not read cannot go wrong.
+            fields.remove("decoder");
+        }
+        // Some of what a file can get wrong is a panic in the crate, not an error.
+        let inner = catch_unwind(|| serde_json::from_value::<HfTokenizer>(outline))
+            .map_err(|_| bad(&"a part of it is not as it should be"))?
+            .map_err(|e| bad(&e))?;
+        let tokenizer = Self::assemble(inner, spelling, None, None).map_err(|e| bad(&e))?;
+        // What the parts say of each other is looked at only when a text is encoded.
+        tokenizer.encode("a", true).map_err(|e| bad(&e))?;
+        Ok(tokenizer)
     }
 
     fn assemble(
@@ -73,7 +89,7 @@ impl Tokenizer {
         spelling: Spelling,
         bos: Option<u32>,
         eos: Option<u32>,
-    ) -> Self {
+    ) -> Result<Self, String> {
         let added = inner.get_added_tokens_decoder();
         let special = added
             .iter()
@@ -82,6 +98,9 @@ impl Tokenizer {
             .collect();
         let mut bytes: Vec<Box<[u8]>> = Vec::new();
         for (text, id) in inner.get_vocab(true) {
+            if id > MAX_ID {
+                return Err(format!("the token {text:?} has the implausible id {id}"));
+            }
             let at = id as usize;
             if bytes.len() <= at {
                 bytes.resize(at + 1, Box::default());
@@ -92,13 +111,13 @@ impl Tokenizer {
                 spelled_bytes(spelling, &text).into_boxed_slice()
             };
         }
-        Self {
+        Ok(Self {
             inner,
             bytes,
             special,
             bos,
             eos,
-        }
+        })
     }
 
     /// The ids of a text. `add_special` adds what the model wants around a text (a begin token);
@@ -107,10 +126,14 @@ impl Tokenizer {
     /// # Errors
     /// The vocabulary has no way to write the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special)
-            .map_err(|e| ModelError::Unsupported(format!("the text cannot be tokenized: {e}")))?;
+        let failed = |e: &dyn std::fmt::Display| {
+            ModelError::Unsupported(format!("the text cannot be tokenized: {e}"))
+        };
+        // Nothing in there changes while it encodes but caches that it does without if it must.
+        let encode = AssertUnwindSafe(|| self.inner.encode_fast(text, add_special));
+        let encoding = catch_unwind(encode)
+            .map_err(|_| failed(&"the tokenizer contradicts itself"))?
+            .map_err(|e| failed(&e))?;
         let mut ids = Vec::with_capacity(encoding.len() + 2);
         ids.extend(self.bos.filter(|_| add_special));
         ids.extend_from_slice(encoding.get_ids());

@@ -23,6 +23,8 @@ mod completions;
 pub mod config;
 mod error;
 mod fields;
+#[doc(hidden)]
+pub mod fuzzing;
 mod generation;
 mod id;
 mod info;

@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use http::header::{self, HeaderMap};
 use http::request::Parts;
@@ -69,9 +70,18 @@ async fn handle(
         Handler::Completions | Handler::Chat | Handler::Tokenize | Handler::Detokenize => {}
     }
     let body = read_json(&parts.headers, body, limits).await?;
-    let document = json::parse(&body, limits)?;
+    post(state, handler, body, Caller { arrived, key }).await
+}
+
+/// Answers a POST whose body is there.
+pub(crate) async fn post(
+    state: &Arc<State>,
+    handler: Handler,
+    body: Bytes,
+    caller: Caller,
+) -> Result<Response<Body>, ApiError> {
+    let document = json::parse(&body, &state.config.limits)?;
     drop(body);
-    let caller = Caller { arrived, key };
     match handler {
         Handler::Chat => chat::handle(state, &caller, document).await,
         Handler::Tokenize => info::tokenize(state, document).await,

@@ -12,6 +12,8 @@ mod catalogue;
 mod dotenv;
 mod download;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod hub;
 mod known;

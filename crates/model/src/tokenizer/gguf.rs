@@ -66,7 +66,9 @@ impl Tokenizer {
             None
         };
         let eos = if adds("eos", false)? { eos } else { None };
-        Ok(Some(Self::assemble(inner, spelling, bos, eos)))
+        Self::assemble(inner, spelling, bos, eos)
+            .map(Some)
+            .map_err(|reason| file.error(reason))
     }
 }
 

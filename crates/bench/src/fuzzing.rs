@@ -1,0 +1,56 @@
+//! For the fuzz targets: an answer of a server, read without a socket.
+
+use crate::chunk;
+use crate::http1::{Decoder, parse_head};
+use crate::sse::SseParser;
+
+/// What the bytes of one response hold, read `piece` bytes at a time: its events, and why reading
+/// ended before the bytes did, if so.
+pub fn response(bytes: &[u8], piece: usize) -> (Vec<String>, Option<String>) {
+    let mut events = Vec::new();
+    let problem = read(bytes, piece.max(1), &mut |data| {
+        let mut text = String::new();
+        chunk::append_text(data, &mut text);
+        events.push(format!("{:?} {text}", chunk::parse(data)));
+        Ok(())
+    });
+    (events, problem.err())
+}
+
+fn read(
+    bytes: &[u8],
+    piece: usize,
+    on_event: &mut impl FnMut(&[u8]) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut rest = bytes;
+    let head = loop {
+        let Some((head, length)) = parse_head(rest)? else {
+            return Err("no whole head".into());
+        };
+        rest = &rest[length..];
+        if !(100..200).contains(&head.status) {
+            break head;
+        }
+    };
+    let mut decoder = Decoder::new(head.framing());
+    let mut sse = SseParser::default();
+    let mut body = Vec::new();
+    for read in rest.chunks(piece) {
+        let (_, done) = decoder.decode(read, |data| {
+            if head.event_stream {
+                sse.feed(data, &mut *on_event)
+            } else {
+                body.extend_from_slice(data);
+                Ok(())
+            }
+        })?;
+        if done {
+            break;
+        }
+    }
+    if head.event_stream {
+        sse.finish(on_event)
+    } else {
+        on_event(&body)
+    }
+}

@@ -1,0 +1,129 @@
+//! Reports and answers that are cut off, flipped or made up: never a panic, and an error that names
+//! the file.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::Path;
+
+use powerband_bench::fuzzing::response;
+use powerband_bench::{LevelResult, guidellm};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// A report as another tool writes it, with one request of each kind.
+fn report() -> Value {
+    let request = json!({
+        "request_id": "1",
+        "info": {"error": "x", "timings": {"request_start": 1.0, "request_end": 2.0,
+            "first_token_iteration": 1.2, "last_token_iteration": 1.9, "token_iterations": 4,
+            "request_iterations": 5}},
+        "input_metrics": {"total_tokens": 8}, "output_metrics": {"total_tokens": 4},
+    });
+    json!({"benchmarks": [{
+        "config": {"strategy": {"type_": "concurrent", "streams": 2},
+            "backend": {"target": "http://127.0.0.1:1", "model": "m"}},
+        "requests": {"successful": [request], "errored": [request], "incomplete": [request]},
+        "warmup_duration": 0.5, "cooldown_duration": 0.0, "warnings": [{"message": "w"}],
+    }]})
+}
+
+fn read(bytes: &[u8]) -> Result<Vec<LevelResult>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("throughput-1.json");
+    std::fs::write(&path, bytes).unwrap();
+    guidellm::read(&path).map_err(|error| {
+        let message = error.to_string();
+        assert!(message.contains(&*path.to_string_lossy()), "{message}");
+        message
+    })
+}
+
+/// An answer whose chunks cut its events.
+fn answer() -> Vec<u8> {
+    let chunks = [
+        "data: {\"choices\":[{\"text\":\"\u{e9}\",\"finish_reason\":null}]}\n\n: c\r",
+        "\ndata: {\"usage\":{\"prompt_tokens\":1,",
+        "\"completion_tokens\":1}}\r\n",
+        "\r\ndata: [DONE]\n\n\n",
+    ];
+    let chunks = chunks.map(|chunk| format!("{:x};a=b\r\n{chunk}\r\n", chunk.len()));
+    format!(
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{}0\r\nx: y\r\n\r\n",
+        chunks.concat()
+    )
+    .into_bytes()
+}
+
+#[test]
+fn a_report_cut_off_anywhere_is_an_error() {
+    let whole = report().to_string();
+    assert_eq!(read(whole.as_bytes()).unwrap()[0].requests.len(), 3);
+    for len in 0..whole.len() {
+        assert!(read(&whole.as_bytes()[..len]).is_err(), "{len} bytes");
+    }
+    let missing = guidellm::read(Path::new("not/there.json")).unwrap_err();
+    assert!(missing.to_string().contains("not/there.json"));
+}
+
+#[test]
+fn an_answer_cut_off_anywhere_in_any_pieces() {
+    let answer = answer();
+    let (events, problem) = response(&answer, answer.len());
+    assert_eq!((events.len(), problem), (3, None));
+    for len in 0..answer.len() {
+        let cut = &answer[..len];
+        let whole = response(cut, len);
+        for piece in 1..8 {
+            assert_eq!(
+                response(cut, piece),
+                whole,
+                "{len} bytes in pieces of {piece}"
+            );
+        }
+    }
+}
+
+/// One value of a JSON document replaced by another; what is left of `at` if it was not reached.
+fn replaced(document: &mut Value, at: usize, by: &Value) -> Option<usize> {
+    let Some(mut at) = at.checked_sub(1) else {
+        *document = by.clone();
+        return None;
+    };
+    let children: Vec<&mut Value> = match document {
+        Value::Array(items) => items.iter_mut().collect(),
+        Value::Object(fields) => fields.values_mut().collect(),
+        _ => Vec::new(),
+    };
+    for child in children {
+        at = replaced(child, at, by)?;
+    }
+    Some(at)
+}
+
+proptest! {
+    #[test]
+    fn a_report_with_an_odd_value(at in 0usize..70, by in prop::sample::select(vec![
+        json!(null), json!(-1), json!(1e300), json!(-1e300), json!(u64::MAX), json!(""), json!([]), json!({}), json!([[]]),
+    ])) {
+        let mut report = report();
+        replaced(&mut report, at, &by);
+        // A count that is taken for a number of steps shows as a test without end.
+        for level in read(report.to_string().as_bytes()).unwrap_or_default() {
+            powerband_bench::LevelMetrics::of(&level);
+        }
+    }
+
+    #[test]
+    fn flipped_answers(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        piece in 1usize..20,
+    ) {
+        let mut bytes = answer();
+        for (at, byte) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        prop_assert_eq!(response(&bytes, piece), response(&bytes, bytes.len()));
+    }
+}
