@@ -380,3 +380,32 @@ fn a_plateau_is_found_through_the_scatter_of_its_levels() {
     let text = report.summary_text();
     assert!(text.contains("Best range: 10 clients and more"), "{text}");
 }
+
+/// On a CPU prompts wait for each other, so TTFT grows below the cap as well: Little's law and the cap that
+/// the server was started with say together what the bend in TTFT alone does not.
+#[test]
+fn a_soft_bend_is_a_queue_where_the_cap_is_known() {
+    let mut levels = closed_loop(&CLIENTS, 50.0, |_| 20.0, 80.0);
+    for level in &mut levels {
+        let clients = level.concurrency.unwrap();
+        let batch = clients.min(50.0);
+        let (prompts, step) = (60.0 * batch, 1.6 * batch);
+        let service = prompts + 63.0 * step;
+        let e2e = service * clients / batch;
+        level.ttft_ms = Some(e2e - service + prompts);
+        level.itl_ms = Some(step);
+        level.e2e_ms = Some(e2e);
+        level.throughput = Some(clients / e2e * 1e3 * 192.0);
+    }
+    let with = |cap| {
+        let context = Context {
+            max_num_seqs: cap,
+            ..Context::default()
+        };
+        Report::new(levels.clone(), context)
+    };
+    let known = with(Some(50));
+    near(get(&known, "admission_queue").value, 50.0, 2.5);
+    // A cap that the data contradicts does not make a queue.
+    assert!(!has(&with(Some(90)), "admission_queue"));
+}

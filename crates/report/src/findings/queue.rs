@@ -35,7 +35,10 @@ pub struct Slots<'s> {
 /// from the lowest level only as far as the estimate so far says that a level fits.
 pub fn slots<'s>(sweep: &'s Sweep<'_>) -> Option<Slots<'s>> {
     let closed: Vec<(&Point, f64)> = sweep.closed().collect();
-    (1..closed.len()).rev().find_map(|i| waiting_at(&closed, i))
+    let cap = sweep.context.max_num_seqs;
+    (1..closed.len())
+        .rev()
+        .find_map(|i| waiting_at(&closed, i, cap))
 }
 
 /// Requests in service at `above`, if what its TTFT grew since `below` is waiting.
@@ -43,8 +46,8 @@ fn in_service(below: &Point, above: &Point) -> f64 {
     above.rate * (above.e2e - (above.ttft - below.ttft).max(0.0))
 }
 
-/// The places, if the clients of the level at `i` wait for one.
-fn waiting_at<'s>(closed: &[(&'s Point, f64)], i: usize) -> Option<Slots<'s>> {
+/// The places, if the clients of the level at `i` wait for one. `cap`: the server's own word for them.
+fn waiting_at<'s>(closed: &[(&'s Point, f64)], i: usize, cap: Option<usize>) -> Option<Slots<'s>> {
     let (above, clients) = closed[i];
     let mut at = 0;
     while at + 1 < i && closed[at + 1].1 <= FITS * in_service(closed[at].0, above) {
@@ -68,7 +71,12 @@ fn waiting_at<'s>(closed: &[(&'s Point, f64)], i: usize) -> Option<Slots<'s>> {
     }
     // What a client more costs while all fit.
     let (first, first_clients) = closed[0];
-    let knee = if at > 0 {
+    // Where prompts wait for each other TTFT grows below the places too, and the bend is soft; a cap that
+    // is known and comes out of the law needs no bend.
+    let known = cap.is_some_and(|cap| (slots / cap as f64 - 1.0).abs() <= SAME);
+    let knee = if known {
+        true
+    } else if at > 0 {
         wait / queued >= KNEE * (below.ttft - first.ttft).max(0.0) / (fit - first_clients)
     } else {
         others().next().is_some()
