@@ -4,6 +4,8 @@
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
+use crate::record::MOST_TOKENS;
+
 /// What a chunk brings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Content {
@@ -73,6 +75,17 @@ pub(crate) fn parse(data: &[u8]) -> Result<ChunkInfo, String> {
         (None, false, Some(message)) if raw.usage.is_none() => Some(error_text(&message)),
         _ => None,
     };
+    let counts = raw
+        .usage
+        .map(|u| [u.prompt_tokens, u.completion_tokens, u.cached_tokens()]);
+    if let Some(n) = counts
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|n| *n > MOST_TOKENS)
+    {
+        return Err(format!("the server counts {n} tokens in one request"));
+    }
     Ok(ChunkInfo {
         content: raw.choices.content,
         finished: raw.choices.finished,
@@ -382,6 +395,14 @@ mod tests {
             Content::Text
         );
         assert!(parse(b"\xff\xfe").is_err());
+    }
+
+    #[test]
+    fn a_count_that_no_request_can_have_is_an_error() {
+        let usage = |n: u64| format!("{{\"usage\":{{\"completion_tokens\":{n}}}}}");
+        assert!(parse(usage(1 << 32).as_bytes()).is_ok());
+        let error = parse(usage(u64::MAX).as_bytes()).unwrap_err();
+        assert!(error.contains("18446744073709551615 tokens"), "{error}");
     }
 
     #[test]

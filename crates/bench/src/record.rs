@@ -104,6 +104,10 @@ pub enum TokenSource {
     Chunks,
 }
 
+/// Largest count of one request that is believed, of tokens or chunks: what a server or a file claims
+/// is added up and divided by.
+pub(crate) const MOST_TOKENS: u64 = 1 << 32;
+
 /// One request. Times: ns since the level's start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestRecord {
@@ -144,6 +148,32 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
+    /// What cannot be believed of numbers that come from a file.
+    pub(crate) fn implausible(&self) -> Option<String> {
+        // 2^62 ns are 146 years: twice that still fits.
+        const MOST_NS: u64 = 1 << 62;
+        let counts = [
+            self.prompt_tokens,
+            self.cached_tokens.unwrap_or(0),
+            self.output_tokens,
+            self.chunks,
+            self.iterations,
+        ];
+        let times = [
+            self.intended_ns,
+            self.sent_ns,
+            self.first_token_ns.unwrap_or(0),
+            self.first_output_token_ns.unwrap_or(0),
+            self.last_token_ns.unwrap_or(0),
+            self.end_ns,
+        ];
+        let counts = counts.into_iter().find(|n| *n > MOST_TOKENS);
+        let times = times.into_iter().find(|ns| *ns > MOST_NS);
+        counts
+            .map(|n| format!("{n} tokens or chunks"))
+            .or(times.map(|ns| format!("a time of {ns} ns")))
+    }
+
     /// Request sent to first content chunk, ms.
     pub fn ttft_ms(&self) -> Option<f64> {
         self.first_token_ns
@@ -192,7 +222,7 @@ impl RequestRecord {
             .filter(|_| self.chunks == gaps.len() as u64 + 1);
         first.into_iter().flat_map(move |t0| {
             std::iter::once(t0).chain(gaps.iter().scan(t0, |t, gap| {
-                *t += u64::from(*gap) * 1000;
+                *t = t.saturating_add(u64::from(*gap) * 1000);
                 Some(*t)
             }))
         })

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::chunk::excerpt;
 use crate::error::BenchError;
 use crate::record::{LevelResult, Outcome, RequestRecord, Strategy, TokenSource};
 
@@ -27,11 +28,18 @@ pub fn read(path: &Path) -> Result<Vec<LevelResult>, BenchError> {
             "it holds no benchmark; expected GuideLLM's report, schema version 2".into(),
         ));
     }
-    Ok(report
+    let levels: Vec<LevelResult> = report
         .benchmarks
         .into_iter()
         .map(Benchmark::into_level)
-        .collect())
+        .collect();
+    for request in levels.iter().flat_map(|level| &level.requests) {
+        if let Some(what) = request.implausible() {
+            let id = excerpt(request.id.as_bytes());
+            return Err(failed(format!("the request `{id}` claims {what}")));
+        }
+    }
+    Ok(levels)
 }
 
 #[derive(Deserialize)]
