@@ -88,24 +88,23 @@ fn main() -> Result<(), EngineError> {
         }
     }
     if words.iter().any(|a| *a == "tuning") {
-        for (room, near) in [
-            (102, 0),
-            (102, 12),
-            (102, 24),
-            (112, 0),
-            (112, 12),
-            (70, 16),
-            (140, 0),
-            (220, 0),
+        for (room, near, skinny) in [
+            (102, 0, 0),
+            (102, 0, 16),
+            (102, 12, 16),
+            (102, 24, 16),
+            (102, 48, 16),
+            (70, 24, 16),
+            (70, 0, 16),
         ] {
-            set_tuning(&mut executor, room << 10, near)?;
+            set_tuning(&mut executor, room << 10, near, skinny)?;
             for &count in &batches {
-                let name = format!("room {room} KiB, near {near}, batch {count}");
+                let name = format!("room {room} KiB, near {near}, skinny {skinny}, batch {count}");
                 let bench = bench_decode(&mut executor, &name, count, 200, greedy.clone())?;
-                println!("{:<44} {:.3} ms", bench.name, bench.median);
+                println!("{:<52} {:.3} ms", bench.name, bench.median);
             }
         }
-        set_tuning(&mut executor, 102 << 10, 12)?;
+        set_tuning(&mut executor, 102 << 10, 0, 8)?;
     }
     if asked("shares") {
         for &count in &batches {

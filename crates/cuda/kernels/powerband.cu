@@ -2,3 +2,4 @@
 #include "attention.cuh"
 #include "gemm.cuh"
 #include "sample.cuh"
+#include "skinny.cuh"

@@ -96,6 +96,7 @@ struct RowsParams {
   float *squares;         // [tiles][square_stride]
   int width, next_tiles, square_stride;
   float scale;            // of the embedding
+  int square_parts, pad;  // sums of squares for 64 columns; all but the first are zero here
   // gather
   const int *rows;        // which tokens' outputs are wanted
   void *gathered;
@@ -104,8 +105,9 @@ struct RowsParams {
 
 // grid: (tokens)
 template <typename T> static __device__ inline void embed(const RowsParams &p) {
-  let_next_start();
+  // Kernels from here on may read the step before their inputs are there: it has been copied.
   wait_for_inputs();
+  let_next_start();
   int token = blockIdx.x, lane = threadIdx.x & 31;
   int id = p.tokens[token];
   if (id < 0) id = p.last[-1 - id];
@@ -121,7 +123,8 @@ template <typename T> static __device__ inline void embed(const RowsParams &p) {
       sum = a * a + b * b;
     }
     sum = warp_sum(sum);
-    if (lane == 0) p.squares[tile * p.square_stride + token] = sum;
+    if (lane < p.square_parts)
+      p.squares[(tile * p.square_parts + lane) * p.square_stride + token] = lane == 0 ? sum : 0;
   }
 }
 
@@ -135,7 +138,7 @@ static __device__ inline void gather(const RowsParams &p) {
   for (int col = threadIdx.x * 8; col < p.next_tiles * 64; col += blockDim.x * 8)
     *reinterpret_cast<uint4 *>(y + tile_at(to, col, p.next_tiles)) =
         *reinterpret_cast<const uint4 *>(x + tile_at(from, col, p.next_tiles));
-  for (int tile = threadIdx.x; tile < p.next_tiles; tile += blockDim.x)
+  for (int tile = threadIdx.x; tile < p.next_tiles * p.square_parts; tile += blockDim.x)
     p.gathered_squares[tile * p.square_stride + to] = p.squares[tile * p.square_stride + from];
 }
 

@@ -28,6 +28,9 @@ impl Places {
     }
 }
 
+/// Parts of 64 columns that have sums of squares of their own, at most.
+pub(crate) const SQUARE_PARTS: usize = 4;
+
 /// Bytes of a matrix in tiles of 64 by 64.
 pub(crate) fn tiled_bytes(rows: usize, cols: usize) -> usize {
     rows.div_ceil(64) * cols.div_ceil(64) * 8192
@@ -83,6 +86,8 @@ impl Buffers {
             .map(|n| n * splits(spec, n, options.max_model_len))
             .max()
             .unwrap_or(1);
+        // A best token for each tile of rows, or for each block.
+        let best = vocab_tiles.max(1024);
         let mut places = Places::from(base);
         let mut take = |bytes| places.take(bytes);
         let mut this = Self {
@@ -90,16 +95,16 @@ impl Buffers {
             most_splits: splits(spec, 1, options.max_model_len),
             hidden: take(tokens * d * 4),
             next: take(tiled_bytes(tokens, d)),
-            squares: take(tiles * tokens * 4),
+            squares: take(SQUARE_PARTS * tiles * tokens * 4),
             query: take(tokens * spec.q_dim() * 2),
             raw: take(tokens * raw * 4),
             attended: take(tiled_bytes(tokens, spec.q_dim())),
             gated: take(tiled_bytes(tokens, spec.intermediate_size)),
             gathered: take(tiled_bytes(rows, d)),
-            gathered_squares: take(tiles * tokens * 4),
+            gathered_squares: take(SQUARE_PARTS * tiles * tokens * 4),
             logits: take(slots * spec.vocab_size * 4),
-            best_value: take(rows * vocab_tiles * 4),
-            best_index: take(rows * vocab_tiles * 4),
+            best_value: take(rows * best * 4),
+            best_index: take(rows * best * 4),
             partial: take(most * spec.num_heads * (spec.head_dim + 2) * 4),
             arrived: take(slots * spec.num_kv_heads * 4),
             counts: take(slots * spec.vocab_size * 2),

@@ -135,8 +135,8 @@ impl Forward {
         for (number, layer) in self.model.layers.iter().enumerate() {
             self.layer(stream, size, number, layer)?;
         }
-        self.head(stream, size)?;
-        self.sample(stream, size).map_err(failed)
+        let bests = self.head(stream, size)?;
+        self.sample(stream, size, bests).map_err(failed)
     }
 
     fn begin(&self, stream: &Stream, size: StepSize) -> Result<(), DriverError> {
@@ -152,10 +152,10 @@ impl Forward {
         }
         stream.launch(&self.kernels.take_step, Shape::of((16, 1, 1), 256), &params)?;
         let shape = Shape::of((size.tokens, 1, 1), 256);
-        stream.launch(&self.kernels.embed, shape, &self.rows())
+        stream.launch(&self.kernels.embed, shape, &self.rows(size))
     }
 
-    fn rows(&self) -> RowsParams {
+    fn rows(&self, size: StepSize) -> RowsParams {
         let (spec, b) = (&self.model.spec, &self.buffers);
         let first = self.model.layers.first();
         RowsParams {
@@ -170,6 +170,8 @@ impl Forward {
             next_tiles: spec.hidden_size.div_ceil(64) as i32,
             square_stride: b.most_tokens as i32,
             scale: spec.embedding_scale,
+            square_parts: self.gemms.square_parts(size.tokens) as i32,
+            pad: 0,
             rows: self.part(Part::Rows),
             gathered: b.gathered,
             gathered_squares: b.gathered_squares,
@@ -208,7 +210,7 @@ impl Forward {
             head_dim: spec.head_dim as i32,
             rotary: spec.rope.rotary_dim as i32,
             kv_kind: kv_kind(self.cache.dtype),
-            ..self.normed()
+            ..self.normed(size)
         };
         let matrix = |kind, weight, rows, cols| Matrix {
             kind,
@@ -256,20 +258,22 @@ impl Forward {
             gated_tiles: spec.intermediate_size.div_ceil(64) as i32,
             gelu: i32::from(spec.activation == Activation::GeluTanh),
             gated_width: spec.intermediate_size as i32,
-            ..self.normed()
+            ..self.normed(size)
         };
         let gate_up = matrix(KIND_GATE_UP, layer.gate_up, gate_up_rows(spec), d);
         self.multiply(stream, size.tokens, gate_up, params)?;
         let down = matrix(KIND_DOWN, layer.down, d, spec.intermediate_size);
-        self.multiply(stream, size.tokens, down, residual(b.gated, after))
+        self.multiply(stream, size.tokens, down, residual(b.gated, after))?;
+        Ok(())
     }
 
     /// Parameters of a product whose input still lacks its norm's factor.
-    fn normed(&self) -> GemmParams {
+    fn normed(&self, size: StepSize) -> GemmParams {
         let spec = &self.model.spec;
         GemmParams {
             squares: self.buffers.squares,
-            square_tiles: spec.hidden_size.div_ceil(64) as i32,
+            square_tiles: (spec.hidden_size.div_ceil(64) * self.gemms.square_parts(size.tokens))
+                as i32,
             square_stride: self.buffers.most_tokens as i32,
             inv_width: 1.0 / spec.hidden_size as f32,
             eps: spec.norm_eps,
@@ -301,9 +305,9 @@ impl Forward {
         tokens: usize,
         matrix: Matrix,
         mut params: GemmParams,
-    ) -> Result<(), EngineError> {
+    ) -> Result<usize, EngineError> {
         if self.skip & matrix.kind != 0 {
-            return Ok(());
+            return Ok(0);
         }
         let product = Product {
             row_tiles: matrix.rows.div_ceil(64),
@@ -328,7 +332,9 @@ impl Forward {
         params.near = plan.near;
         stream
             .launch(&plan.kernel, plan.shape, &params)
-            .map_err(|error| EngineError::Executor(error.to_string()))
+            .map_err(|error| EngineError::Executor(error.to_string()))?;
+        // Best tokens of a row: one for each tile, or one for each block.
+        Ok(plan.bests(product))
     }
 
     fn norm_heads(
@@ -408,9 +414,10 @@ impl Forward {
         Ok(())
     }
 
-    fn head(&self, stream: &Stream, size: StepSize) -> Result<(), EngineError> {
+    /// Returns how many best tokens each row has.
+    fn head(&self, stream: &Stream, size: StepSize) -> Result<usize, EngineError> {
         if size.rows == 0 {
-            return Ok(());
+            return Ok(0);
         }
         let (spec, b) = (&self.model.spec, &self.buffers);
         let mut params = GemmParams {
@@ -422,12 +429,12 @@ impl Forward {
             best_index: b.best_index,
             vocab: spec.vocab_size as i32,
             softcap: spec.logit_softcap.unwrap_or(0.0),
-            ..self.normed()
+            ..self.normed(size)
         };
         if !size.all_sampled {
             let shape = Shape::of((size.rows, 1, 1), 128);
             stream
-                .launch(&self.kernels.gather, shape, &self.rows())
+                .launch(&self.kernels.gather, shape, &self.rows(size))
                 .map_err(|error| EngineError::Executor(error.to_string()))?;
             params.input = b.gathered;
             params.squares = b.gathered_squares;
@@ -441,7 +448,7 @@ impl Forward {
         self.multiply(stream, size.rows, matrix, params)
     }
 
-    fn sample(&self, stream: &Stream, size: StepSize) -> Result<(), DriverError> {
+    fn sample(&self, stream: &Stream, size: StepSize, bests: usize) -> Result<(), DriverError> {
         if self.skip & KIND_ROWS != 0 {
             return Ok(());
         }
@@ -459,7 +466,7 @@ impl Forward {
             turn: b.turn,
             done: b.done,
             vocab: spec.vocab_size as i32,
-            tiles: spec.vocab_size.div_ceil(64) as i32,
+            tiles: bests as i32,
             ring: RING as i32,
             results_stride: self.results_stride as u32,
         };

@@ -1,9 +1,10 @@
 //! Which of the matrix kernels multiplies, and how its blocks share the work.
 
+use crate::buffers::SQUARE_PARTS;
 use crate::driver::{Device, DriverError, Kernel, Module, Shape};
 
 /// Tokens and tiles of 64 weight rows that a block of each kernel computes.
-const VARIANTS: [(usize, usize); 7] = [
+const VARIANTS: [(usize, usize); 9] = [
     (8, 1),
     (16, 1),
     (32, 1),
@@ -11,7 +12,19 @@ const VARIANTS: [(usize, usize); 7] = [
     (64, 2),
     (128, 2),
     (256, 2),
+    // 16 rows, not a whole tile.
+    (8, SKINNY),
+    (16, SKINNY),
 ];
+
+/// Stands for the tiles of rows of the kernels in `skinny.cuh`.
+const SKINNY: usize = 0;
+
+/// Tokens up to which those kernels are the faster ones.
+const SKINNY_TOKENS: usize = 8;
+
+/// Places in their rings, two for each of eight warps (three: 2 to 4 % slower).
+const SKINNY_STAGES: usize = 16;
 
 /// `GEMM_THREADS` in `gemm.cuh`
 fn threads(tokens: usize) -> u32 {
@@ -34,6 +47,9 @@ struct Variant {
 impl Variant {
     /// Bytes of one place in the ring, and of everything else in shared memory.
     fn shared(&self) -> (usize, usize) {
+        if self.row_tiles == SKINNY {
+            return (4096, 8 * self.tokens * 20 * 4 + self.tokens * 4);
+        }
         let chunk = if self.tokens == 256 { 32 } else { self.tokens };
         let stage = self.row_tiles * 8192 + self.tokens * 128;
         (stage, 2 * chunk * 68 * 4 + self.tokens * 4)
@@ -50,6 +66,8 @@ pub(crate) struct Gemms {
     /// Of small kernels: bytes of shared memory, so that three of them share a multiprocessor.
     pub room: usize,
     pub near: i32,
+    /// Tokens up to which the kernels of 16 rows are used.
+    pub skinny: usize,
 }
 
 /// How one product is computed.
@@ -64,6 +82,16 @@ pub(crate) struct GemmPlan {
     pub variant: (usize, usize, usize),
 }
 
+impl GemmPlan {
+    /// Best tokens that the head leaves for each row.
+    pub fn bests(&self, product: Product) -> usize {
+        match self.variant.1 {
+            SKINNY => self.shape.grid.0 as usize,
+            _ => product.row_tiles,
+        }
+    }
+}
+
 /// One product: tiles of 64 rows and columns of the weights, and tokens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Product {
@@ -76,7 +104,10 @@ impl Gemms {
     pub fn new(device: &Device, module: &Module) -> Result<Self, DriverError> {
         let mut variants = Vec::new();
         for (tokens, row_tiles) in VARIANTS {
-            let name = format!("gemm_bf16_{tokens}_{row_tiles}");
+            let name = match row_tiles {
+                SKINNY => format!("skinny_bf16_{}", tokens / 8),
+                _ => format!("gemm_bf16_{tokens}_{row_tiles}"),
+            };
             variants.push(Variant {
                 tokens,
                 row_tiles,
@@ -90,13 +121,26 @@ impl Gemms {
             clusters: device.has_clusters(),
             room: ROOM,
             near: NEAR,
+            skinny: SKINNY_TOKENS,
         })
+    }
+
+    /// Sums of squares that a step of so many tokens keeps for 64 columns.
+    pub fn square_parts(&self, tokens: usize) -> usize {
+        match tokens <= self.skinny {
+            true => SQUARE_PARTS,
+            false => 1,
+        }
     }
 
     /// The plan with the least estimated time.
     pub fn plan(&self, product: Product) -> Option<GemmPlan> {
         let mut best: Option<(f64, GemmPlan)> = None;
+        let few = product.tokens <= self.skinny;
         for (index, variant) in VARIANTS.iter().enumerate() {
+            if (variant.1 == SKINNY) != few {
+                continue;
+            }
             // With so many tokens a small block has too few weights under way.
             if *variant == (64, 1) && product.tokens > 32 && self.clusters {
                 continue;
@@ -123,6 +167,9 @@ impl Gemms {
     /// A plan with the `index`-th kernel and clusters of `parts` blocks, if that is possible.
     pub fn plan_as(&self, product: Product, index: usize, parts: usize) -> Option<GemmPlan> {
         let variant = self.variants.get(index)?;
+        if variant.row_tiles == SKINNY {
+            return self.plan_skinny(product, variant, parts);
+        }
         let (stage, rest) = variant.shared();
         let items =
             product.row_tiles.div_ceil(variant.row_tiles) * product.tokens.div_ceil(variant.tokens);
@@ -171,9 +218,37 @@ impl Gemms {
         })
     }
 
+    fn plan_skinny(&self, product: Product, variant: &Variant, parts: usize) -> Option<GemmPlan> {
+        if parts > 1 || product.tokens > variant.tokens {
+            return None;
+        }
+        let (stage, rest) = variant.shared();
+        let room = self.shared_per_block.min(self.room).checked_sub(rest)?;
+        let stages = (room / (stage + 16)).min(SKINNY_STAGES) & !7;
+        if stages < 8 {
+            return None;
+        }
+        let grid = (product.row_tiles * 4).min(self.multiprocessors);
+        Some(GemmPlan {
+            kernel: variant.kernel,
+            shape: Shape {
+                grid: (grid as u32, 1, 1),
+                threads: 256,
+                shared: (stages * (stage + 16) + rest) as u32,
+                cluster: 1,
+            },
+            stages: stages as i32,
+            near: self.near,
+            variant: (variant.tokens, SKINNY, 1),
+        })
+    }
+
     /// An estimate, in steps of one tile of 64 columns.
     fn cost(&self, product: Product, plan: &GemmPlan) -> f64 {
         let (tokens, row_tiles, parts) = plan.variant;
+        if row_tiles == SKINNY {
+            return tokens as f64;
+        }
         let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
         let blocks = items * parts;
         let rounds = (blocks as f64 / self.multiprocessors as f64).max(1.0);

@@ -125,6 +125,8 @@ plain! {
         next_tiles: i32,
         square_stride: i32,
         scale: f32,
+        square_parts: i32,
+        pad: i32,
         rows: u64,
         gathered: u64,
         gathered_squares: u64,

@@ -233,14 +233,20 @@ pub fn bench_shares(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Ben
 }
 
 /// Other settings of the matrix kernels: bytes of shared memory of the small ones, and tiles that
-/// are asked for early.
+/// are asked for early; tokens up to which the kernels of 16 rows are used.
 ///
 /// # Errors
 /// The executor's.
-pub fn set_tuning(executor: &mut CudaExecutor, room: usize, near: i32) -> Result<(), EngineError> {
+pub fn set_tuning(
+    executor: &mut CudaExecutor,
+    room: usize,
+    near: i32,
+    skinny: usize,
+) -> Result<(), EngineError> {
     let gemms = &mut executor.forward_mut().gemms;
     gemms.room = room;
     gemms.near = near;
+    gemms.skinny = skinny;
     executor.record_graphs()
 }
 
