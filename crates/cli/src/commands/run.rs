@@ -141,13 +141,16 @@ fn writable(folder: &Path) -> CliResult {
     })
 }
 
-/// The command as it was typed.
+/// The command as it was typed, for the report.
 fn command() -> String {
-    let args = std::env::args().skip(1);
+    without_keys(std::env::args().skip(1))
+}
+
+/// A key is nobody's business but the server's.
+fn without_keys(args: impl Iterator<Item = String>) -> String {
     let mut words = vec!["powerband".to_owned()];
     let mut secret = false;
     for arg in args {
-        // A key is nobody's business but the server's.
         let hidden = std::mem::replace(&mut secret, arg == "--api-key");
         words.push(match arg.split_once('=') {
             _ if hidden => "***".to_owned(),
@@ -156,4 +159,22 @@ fn command() -> String {
         });
     }
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_key_is_in_no_report() {
+        for (typed, told) in [
+            (
+                "run --api-key k --quick",
+                "powerband run --api-key *** --quick",
+            ),
+            ("run --api-key=k m", "powerband run --api-key=*** m"),
+            ("run --target http://h", "powerband run --target http://h"),
+        ] {
+            let words = typed.split(' ').map(str::to_owned);
+            assert_eq!(super::without_keys(words), told);
+        }
+    }
 }
