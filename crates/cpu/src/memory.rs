@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use powerband_engine::{EngineError, KvCacheDtype};
+use powerband_engine::{EngineError, KvCacheDtype, human_bytes};
 use powerband_model::ModelSpec;
 
 use crate::kv::{BLOCK_SIZE, Layout};
@@ -31,24 +31,14 @@ impl MemoryBudget {
     }
 }
 
-/// A number of bytes in MiB or GiB.
-fn human(bytes: usize) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib < 1024.0 {
-        format!("{mib:.1} MiB")
-    } else {
-        format!("{:.2} GiB", mib / 1024.0)
-    }
-}
-
 impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "weights {}, activations up to {}, KV cache up to {}",
-            human(self.weights),
-            human(self.activations),
-            human(self.kv_cache)
+            human_bytes(self.weights),
+            human_bytes(self.activations),
+            human_bytes(self.kv_cache)
         )
     }
 }
@@ -82,8 +72,8 @@ pub(crate) fn kv_blocks(
         (Some(bytes), Some(available)) if bytes > available => {
             return Err(EngineError::Memory(format!(
                 "--kv-cache-memory-bytes {bytes} ({}) is more than the {} of memory that are free beside the weights; --kv-cache-memory-bytes {available} would fit",
-                human(bytes),
-                human(available),
+                human_bytes(bytes),
+                human_bytes(available),
             )));
         }
         (Some(bytes), _) => bytes / block,
@@ -99,7 +89,7 @@ pub(crate) fn kv_blocks(
     let fits = blocks * BLOCK_SIZE;
     Err(EngineError::Memory(format!(
         "a KV cache of {} holds {fits} tokens, but --max-model-len is {}; give --kv-cache-memory-bytes {least} or more, or --max-model-len {fits} or less{}",
-        human(blocks * block),
+        human_bytes(blocks * block),
         demand.max_model_len,
         match layout.dtype {
             KvCacheDtype::Fp8E5M2 | KvCacheDtype::Fp8E4M3 => "",

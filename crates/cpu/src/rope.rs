@@ -19,12 +19,13 @@ impl RopeTable {
     pub fn new(spec: &ModelSpec, sliding: bool) -> Self {
         let local = spec.local_rope_theta.filter(|_| sliding);
         let frequencies = match local {
-            Some(theta) => frequencies(&Rope {
+            Some(theta) => Rope {
                 theta,
                 scaling: RopeScaling::None,
                 ..spec.rope.clone()
-            }),
-            None => frequencies(&spec.rope),
+            }
+            .frequencies(),
+            None => spec.rope.frequencies(),
         };
         Self {
             frequencies,
@@ -61,32 +62,6 @@ impl RopeTable {
             second[i] = b * cosines[i] + a * sines[i];
         }
     }
-}
-
-/// Radians a position of each pair.
-fn frequencies(rope: &Rope) -> Vec<f32> {
-    let pairs = rope.rotary_dim / 2;
-    let trained = (0..pairs).map(|i| {
-        let exponent = 2.0 * i as f64 / rope.rotary_dim as f64;
-        f64::from(rope.theta).powf(-exponent)
-    });
-    let scaled = trained.enumerate().map(|(i, f)| match &rope.scaling {
-        RopeScaling::None => f,
-        RopeScaling::Linear { factor } => f / f64::from(*factor),
-        RopeScaling::Factors(factors) => f / f64::from(factors[i]),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_context,
-        } => {
-            let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
-            let turns = *original_context as f64 * f / std::f64::consts::TAU;
-            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-            f * keep + f / f64::from(*factor) * (1.0 - keep)
-        }
-    });
-    scaled.map(|f| f as f32).collect()
 }
 
 /// Which element of a stored head stands at place `i` of ours.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use powerband_engine::{EngineError, KvCacheDtype};
+use powerband_engine::{EngineError, KvCacheDtype, human_bytes};
 use powerband_model::ModelSpec;
 
 use crate::options::CudaOptions;
@@ -33,24 +33,14 @@ impl MemoryBudget {
     }
 }
 
-/// A number of bytes in MiB or GiB.
-pub(crate) fn human(bytes: usize) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib < 1024.0 {
-        format!("{mib:.1} MiB")
-    } else {
-        format!("{:.2} GiB", mib / 1024.0)
-    }
-}
-
 impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "weights {}, activations {}, KV cache {} ({} tokens: {:.1} sequences of {})",
-            human(self.weights),
-            human(self.activations),
-            human(self.kv_cache),
+            human_bytes(self.weights),
+            human_bytes(self.activations),
+            human_bytes(self.kv_cache),
             self.kv_tokens,
             self.kv_tokens as f64 / self.max_model_len as f64,
             self.max_model_len
@@ -74,8 +64,8 @@ pub(crate) fn check_fixed(
     }
     Err(EngineError::Memory(format!(
         "weights and activations need {}, but {} of GPU memory are free; a smaller --max-num-batched-tokens (now {}) or --max-num-seqs (now {}) needs less, or give a smaller or quantised model",
-        human(needed + RESERVE),
-        human(free),
+        human_bytes(needed + RESERVE),
+        human_bytes(free),
         options.max_num_batched_tokens,
         options.max_num_seqs
     )))
@@ -99,8 +89,8 @@ pub(crate) fn kv_blocks(
         Some(bytes) if bytes > usable => {
             return Err(EngineError::Memory(format!(
                 "--kv-cache-memory-bytes {bytes} ({}) is more than the {} of GPU memory that are free beside the weights; --kv-cache-memory-bytes {usable} would fit",
-                human(bytes),
-                human(usable)
+                human_bytes(bytes),
+                human_bytes(usable)
             )));
         }
         Some(bytes) => bytes,
@@ -123,7 +113,7 @@ pub(crate) fn kv_blocks(
     };
     Err(EngineError::Memory(format!(
         "a KV cache of {} holds {fits} tokens, but --max-model-len is {}; {advice}, or --max-model-len {} or less{}",
-        human(bytes),
+        human_bytes(bytes),
         options.max_model_len,
         fits.max(1),
         match options.kv_dtype.bytes() {

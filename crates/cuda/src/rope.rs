@@ -1,41 +1,15 @@
 //! Cosines and sines of all positions, and the order of a head's elements that goes with them:
 //! ours has the two halves of a rotated pair side by side.
 
-use powerband_model::spec::{Rope, RopeScaling, RopeStyle};
-
-/// Radians a position of each pair.
-fn frequencies(rope: &Rope) -> Vec<f64> {
-    let trained = (0..rope.rotary_dim / 2).map(|i| {
-        let exponent = 2.0 * i as f64 / rope.rotary_dim as f64;
-        f64::from(rope.theta).powf(-exponent)
-    });
-    let scaled = trained.enumerate().map(|(i, f)| match &rope.scaling {
-        RopeScaling::None => f,
-        RopeScaling::Linear { factor } => f / f64::from(*factor),
-        RopeScaling::Factors(factors) => f / factors.get(i).map_or(1.0, |x| f64::from(*x)),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_context,
-        } => {
-            let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
-            let turns = *original_context as f64 * f / std::f64::consts::TAU;
-            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-            f * keep + f / f64::from(*factor) * (1.0 - keep)
-        }
-    });
-    // Rounded as the CPU backend rounds them.
-    scaled.map(|f| f64::from(f as f32)).collect()
-}
+use powerband_model::spec::{Rope, RopeStyle};
 
 /// `[positions][rotary / 2]` pairs of cosine and sine.
 pub(crate) fn table(rope: &Rope, positions: usize) -> Vec<[f32; 2]> {
-    let frequencies = frequencies(rope);
+    let frequencies = rope.frequencies();
     let mut table = Vec::with_capacity(positions * frequencies.len());
     for position in 0..positions {
         table.extend(frequencies.iter().map(|f| {
-            let (sin, cos) = (f * position as f64).sin_cos();
+            let (sin, cos) = (f64::from(*f) * position as f64).sin_cos();
             [cos as f32, sin as f32]
         }));
     }

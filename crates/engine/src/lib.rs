@@ -6,6 +6,7 @@
 //! [`sampler`] (from logits to a token), [`sim`] (an executor without a model).
 
 pub mod block_pool;
+mod bytes;
 pub mod config;
 pub mod error;
 pub mod executor;
@@ -19,6 +20,7 @@ pub mod sim;
 pub mod stats;
 mod worker;
 
+pub use bytes::human_bytes;
 pub use config::{EngineConfig, KvCacheDtype, SchedulingPolicy};
 pub use error::{EngineError, SubmitError};
 pub use executor::Executor;

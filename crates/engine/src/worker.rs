@@ -242,18 +242,28 @@ impl Worker {
         if let Some(step) = self.in_flight.pop_front() {
             let output = self.executor.collect(step.pending)?;
             self.executor_seconds += step.submitted.elapsed().as_secs_f64();
+            // Who has heard of its last token finds itself counted out: nobody reads the board
+            // between the two.
+            let board = self.board.clone();
+            let mut notice = board.lock();
             self.scheduler
                 .apply(&step.plan, output)
                 .map_err(EngineError::Executor)?;
-            self.publish();
+            notice.stats = self.stats();
         }
         Ok(())
     }
 
     fn publish(&mut self) {
-        let mut stats = self.scheduler.stats();
-        stats.executor_seconds = self.executor_seconds;
+        let stats = self.stats();
         self.board.publish(stats, std::mem::take(&mut self.taken));
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            executor_seconds: self.executor_seconds,
+            ..self.scheduler.stats()
+        }
     }
 
     /// The executor broke: every request hears why, and nothing is accepted any more.

@@ -18,8 +18,8 @@ pub fn builtin(name: &str) -> Option<ModelSpec> {
     }
 }
 
-/// What the plain Llama family has in common; sizes are filled in by the caller.
-pub(crate) fn plain_llama(hidden_size: usize, num_heads: usize, head_dim: usize) -> ModelSpec {
+/// What the plain Llama family has in common; the other sizes, 0 here, are filled in by the caller.
+pub fn plain_llama(hidden_size: usize, num_heads: usize, head_dim: usize) -> ModelSpec {
     ModelSpec {
         architecture: "llama".to_owned(),
         vocab_size: 0,

@@ -1,7 +1,7 @@
 //! The architecture of a model as data. A model family is a [`ModelSpec`], not code
 //! in each backend.
 
-pub use crate::builtin::builtin;
+pub use crate::builtin::{builtin, plain_llama};
 
 /// Which halves of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,37 @@ pub struct Rope {
     pub scaling: RopeScaling,
     /// Leading elements of a head that are rotated (`head_dim` for most families).
     pub rotary_dim: usize,
+}
+
+impl Rope {
+    /// Radians a position of each rotated pair, `rotary_dim / 2` of them.
+    ///
+    /// Llama 3's scheme: frequencies that turn at least `high_freq_factor` times in the trained
+    /// context stay, those that turn less than `low_freq_factor` times are divided, in between the
+    /// two are mixed. A pair without a factor of its own stays as trained.
+    pub fn frequencies(&self) -> Vec<f32> {
+        let trained = (0..self.rotary_dim / 2).map(|i| {
+            let exponent = 2.0 * i as f64 / self.rotary_dim as f64;
+            f64::from(self.theta).powf(-exponent)
+        });
+        let scaled = trained.enumerate().map(|(i, f)| match &self.scaling {
+            RopeScaling::None => f,
+            RopeScaling::Linear { factor } => f / f64::from(*factor),
+            RopeScaling::Factors(factors) => f / factors.get(i).map_or(1.0, |x| f64::from(*x)),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
+                let turns = *original_context as f64 * f / std::f64::consts::TAU;
+                let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                f * keep + f / f64::from(*factor) * (1.0 - keep)
+            }
+        });
+        scaled.map(|f| f as f32).collect()
+    }
 }
 
 /// The gate's activation in the feed-forward block.

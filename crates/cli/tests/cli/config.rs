@@ -56,9 +56,9 @@ fn a_key_opens_the_server() {
     ];
     // The simulated model has no tokenizer: text is refused, but only after the key was accepted.
     let without = sandbox.run(&args[..args.len() - 1]);
-    without.fails(1, &["HTTP 401"]);
+    without.fails(1, &["answered 401", "--api-key"]);
     let mut with = args.to_vec();
     with.push("sesame-42");
     let ended = sandbox.run(&with);
-    assert!(!ended.stderr.contains("HTTP 401"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("answered 401"), "{}", ended.stderr);
 }

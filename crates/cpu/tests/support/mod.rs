@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use powerband_model::quantize::quantize_row;
-use powerband_model::spec::{Activation, ModelSpec, Rope, RopeScaling, RopeStyle};
+use powerband_model::spec::{Activation, ModelSpec, RopeScaling, RopeStyle, plain_llama};
 use powerband_model::{DType, Tensor, Weights};
 
 /// Numbers in -1..1 that look random, the same every time.
@@ -28,37 +28,12 @@ impl Noise {
 /// A small model of the plain Llama family; tests change what they are about.
 pub fn tiny() -> ModelSpec {
     ModelSpec {
-        architecture: "llama".to_owned(),
         vocab_size: 250,
-        hidden_size: 64,
         num_layers: 2,
-        num_heads: 4,
         num_kv_heads: 2,
-        head_dim: 16,
         intermediate_size: 96,
         max_position_embeddings: 256,
-        norm_eps: 1e-5,
-        rope: Rope {
-            theta: 1e4,
-            style: RopeStyle::Half,
-            scaling: RopeScaling::None,
-            rotary_dim: 16,
-        },
-        local_rope_theta: None,
-        tie_embeddings: true,
-        qkv_bias: false,
-        qk_norm: false,
-        sandwich_norms: false,
-        norm_plus_one: false,
-        activation: Activation::Silu,
-        sliding_window: None,
-        sliding_pattern: 0,
-        attention_scale: 0.25,
-        attention_softcap: None,
-        logit_softcap: None,
-        embedding_scale: 1.0,
-        bos_token: None,
-        eos_tokens: Vec::new(),
+        ..plain_llama(64, 4, 16)
     }
 }
 

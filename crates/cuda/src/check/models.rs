@@ -6,7 +6,7 @@ use std::sync::Arc;
 use powerband_engine::executor::{Admission, Executor, Step, StepSequence, StepTokens};
 use powerband_engine::{EngineError, KvCacheDtype, SamplingParams, TokenOutput};
 use powerband_model::Weights;
-use powerband_model::spec::{Activation, ModelSpec, Rope, RopeScaling, RopeStyle};
+use powerband_model::spec::{Activation, ModelSpec, Rope, RopeScaling, RopeStyle, plain_llama};
 
 use super::Check;
 use super::random::{self, Random};
@@ -16,37 +16,12 @@ use crate::{CudaExecutor, CudaOptions};
 /// A small model with sizes that fill no tile.
 pub(crate) fn tiny() -> ModelSpec {
     ModelSpec {
-        architecture: "llama".to_owned(),
         vocab_size: 301,
-        hidden_size: 96,
         num_layers: 2,
-        num_heads: 6,
         num_kv_heads: 2,
-        head_dim: 16,
         intermediate_size: 168,
         max_position_embeddings: 4096,
-        norm_eps: 1e-5,
-        rope: Rope {
-            theta: 10000.0,
-            style: RopeStyle::Half,
-            scaling: RopeScaling::None,
-            rotary_dim: 16,
-        },
-        local_rope_theta: None,
-        tie_embeddings: true,
-        qkv_bias: false,
-        qk_norm: false,
-        sandwich_norms: false,
-        norm_plus_one: false,
-        activation: Activation::Silu,
-        sliding_window: None,
-        sliding_pattern: 0,
-        attention_scale: 0.25,
-        attention_softcap: None,
-        logit_softcap: None,
-        embedding_scale: 1.0,
-        bos_token: None,
-        eos_tokens: Vec::new(),
+        ..plain_llama(96, 6, 16)
     }
 }
 
