@@ -29,10 +29,10 @@ pub fn find(sweep: &Sweep<'_>, collapse: Option<&Finding>) -> Option<Finding> {
         // Everything sent at once goes through in rounds of `cap`, each as long as E2E at that level.
         let rounds = (n / cap).ceil();
         let last = rounds * best.e2e;
-        let mean = (1..=rounds as u64)
-            .map(|k| k as f64 * best.e2e * cap.min(n - (k - 1) as f64 * cap))
-            .sum::<f64>()
-            / n;
+        // The k-th of the full rounds ends after k x E2E, the rest of the requests after all rounds: a sum
+        // in closed form, for a file may claim any number of requests.
+        let (full, rest) = (rounds - 1.0, n - (rounds - 1.0) * cap);
+        let mean = best.e2e * (cap * full * rounds / 2.0 + rest * rounds) / n;
         if n <= clients {
             let again = format!("the same {n} requests once more");
             finding
