@@ -143,7 +143,7 @@ impl Client {
             let _ = read_body(&mut connection, &head, |data, _| keep(&mut body, data)).await;
             return Err(refusal(&head, &body));
         };
-        record.end_ns = connection.last_read_ns();
+        record.end_ns = connection.arrival_ns();
         connection.served += 1;
         if head.reusable() && connection.unread().is_empty() {
             self.connection = Some(connection);
@@ -204,14 +204,14 @@ impl Client {
                 sse.feed(data, |event| answer.event(event, at))
             })
             .await?;
-            let at = connection.last_read_ns();
+            let at = connection.arrival_ns();
             sse.finish(|event| answer.event(event, at))?;
             answer.finish(head.ends_with_connection())
         } else {
             // The server does not stream: all tokens come at once, at the end.
             let mut body = Vec::new();
             read_body(connection, head, |data, _| keep(&mut body, data)).await?;
-            answer.event(&body, connection.last_read_ns())?;
+            answer.event(&body, connection.arrival_ns())?;
             answer.finish(false)
         }
     }
@@ -273,7 +273,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// One event of the stream, read from the socket at `at`.
+    /// One event of the stream, arrived at `at`.
     fn event(&mut self, data: &[u8], at: u64) -> Result<(), String> {
         self.record.iterations += 1;
         if data == b"[DONE]" {

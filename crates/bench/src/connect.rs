@@ -1,66 +1,24 @@
-//! Connections whose reads carry the time at which the bytes left the socket.
+//! Connections whose reads carry the time at which their bytes reached this machine.
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::clock::Clock;
 use crate::error::BenchError;
+use crate::stamped::Stamped;
 use crate::target::{BaseUrl, TargetConfig};
 
 /// Bytes of a connection's read buffer: more than a burst of chunks, little enough for 1,000 streams.
 const BUFFER: usize = 8 * 1024;
-
-/// A socket that notes when it last gave bytes. It sits below TLS, so that neither decryption nor
-/// parsing counts as the server's time.
-struct Stamped {
-    socket: TcpStream,
-    clock: Clock,
-    last_read_ns: u64,
-}
-
-impl AsyncRead for Stamped {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let ready = Pin::new(&mut self.socket).poll_read(cx, buf);
-        if ready.is_ready() && buf.filled().len() > before {
-            self.last_read_ns = self.clock.now_ns();
-        }
-        ready
-    }
-}
-
-impl AsyncWrite for Stamped {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-}
 
 /// Plain or over TLS.
 enum Stream {
@@ -80,11 +38,15 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Write all of `bytes`.
+    /// Write all of `bytes`, a request.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.stream {
-            Stream::Plain(s) => s.write_all(bytes).await,
+            Stream::Plain(s) => {
+                s.asking();
+                s.write_all(bytes).await
+            }
             Stream::Tls(s) => {
+                s.get_mut().0.asking();
                 s.write_all(bytes).await?;
                 s.flush().await
             }
@@ -101,11 +63,11 @@ impl Connection {
         self.start = (self.start + n).min(self.end);
     }
 
-    /// When the newest of the bytes was read from the socket, ns.
-    pub fn last_read_ns(&self) -> u64 {
+    /// When the newest of the bytes reached this machine, ns.
+    pub fn arrival_ns(&self) -> u64 {
         match &self.stream {
-            Stream::Plain(s) => s.last_read_ns,
-            Stream::Tls(s) => s.get_ref().0.last_read_ns,
+            Stream::Plain(s) => s.arrival_ns(),
+            Stream::Tls(s) => s.get_ref().0.arrival_ns(),
         }
     }
 
@@ -197,11 +159,7 @@ impl Connector {
     async fn wrap(&self, socket: TcpStream, clock: Clock) -> Result<Connection, String> {
         // A request must leave at once; without this the kernel may hold small writes back.
         socket.set_nodelay(true).map_err(|e| e.to_string())?;
-        let stamped = Stamped {
-            socket,
-            clock,
-            last_read_ns: clock.now_ns(),
-        };
+        let stamped = Stamped::new(socket, clock);
         let stream = match &self.tls {
             None => Stream::Plain(stamped),
             Some((connector, name)) => {

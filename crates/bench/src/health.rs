@@ -1,9 +1,10 @@
-//! Is the client itself the limit? Its threads' CPU time, how late they wake, and how long its clients
-//! lay idle between requests.
+//! Is the client itself the limit? Its threads' CPU time, how late they wake and read, and how long its
+//! clients lay idle between requests.
 
 use std::time::Duration;
 
 use crate::distribution::summarize;
+use crate::read_lag::ReadLags;
 use crate::record::{ClientHealth, LevelResult, RequestRecord};
 
 /// A thread that works more than this share of the time cannot be trusted to be on time.
@@ -22,6 +23,8 @@ pub(crate) struct ThreadHealth {
     pub cpu: Duration,
     /// How late it woke, ms, each time it was asked.
     pub lags_ms: Vec<f64>,
+    /// How late it read.
+    pub reads: ReadLags,
 }
 
 /// CPU time of the calling thread.
@@ -51,6 +54,9 @@ pub(crate) fn judge(level: &LevelResult, threads: &[ThreadHealth]) -> ClientHeal
         .flat_map(|t| t.lags_ms.iter().copied())
         .collect();
     let lag_p99 = summarize(&lags).percentiles.p99;
+    let mut reads = ReadLags::default();
+    threads.iter().for_each(|t| reads.merge(&t.reads));
+    let client_lag = reads.summary();
     let good: Vec<&RequestRecord> = level.requests.iter().filter(|r| r.successful()).collect();
     let mean = |of: fn(&RequestRecord) -> f64| {
         good.iter().map(|r| of(r)).sum::<f64>() / good.len().max(1) as f64
@@ -69,9 +75,16 @@ pub(crate) fn judge(level: &LevelResult, threads: &[ThreadHealth]) -> ClientHeal
             busiest * 100.0
         ));
     }
-    if lag_p99 > LAG_FLOOR_MS.max(LAG_SHARE * ttft) && !good.is_empty() {
+    let too_late = |lag_ms: f64| lag_ms > LAG_FLOOR_MS.max(LAG_SHARE * ttft) && !good.is_empty();
+    if too_late(lag_p99) {
         reasons.push(format!(
             "its event loop woke up to {lag_p99:.1} ms late (p99; median TTFT {ttft:.1} ms)"
+        ));
+    }
+    if let Some(lag) = client_lag.filter(|lag| too_late(lag.p99_ms)) {
+        reasons.push(format!(
+            "it read bytes up to {:.1} ms after they came (p99; median TTFT {ttft:.1} ms)",
+            lag.p99_ms
         ));
     }
     // A cap on an open loop makes requests wait on purpose: that is the load shape, not the client.
@@ -87,6 +100,7 @@ pub(crate) fn judge(level: &LevelResult, threads: &[ThreadHealth]) -> ClientHeal
     ClientHealth {
         cpu_share: shares.iter().sum(),
         loop_lag_p99_ms: lag_p99,
+        client_lag,
         dispatch_delay_mean_ms: delay_s * 1e3,
         limited: !reasons.is_empty(),
         reason: reasons.join("; "),
@@ -117,7 +131,14 @@ mod tests {
         ThreadHealth {
             cpu: Duration::from_millis(cpu_ms),
             lags_ms: vec![lag; 100],
+            ..ThreadHealth::default()
         }
+    }
+
+    fn reader(lag_ms: u64) -> ThreadHealth {
+        let mut thread = thread(100, 0.1);
+        (0..100).for_each(|_| thread.reads.add(Some(lag_ms * 1_000_000)));
+        thread
     }
 
     #[test]
@@ -125,7 +146,14 @@ mod tests {
         let health = judge(&level(0), &[thread(200, 0.3), thread(300, 0.2)]);
         assert!(!health.limited, "{}", health.reason);
         assert!((health.cpu_share - 0.5).abs() < 1e-9);
-        assert_eq!(health.loop_lag_p99_ms, 0.3);
+        assert_eq!((health.loop_lag_p99_ms, health.client_lag), (0.3, None));
+        let lag = judge(&level(0), &[reader(1), reader(2)])
+            .client_lag
+            .unwrap();
+        assert_eq!(
+            (lag.p50_ms.round(), lag.max_ms, lag.known_share),
+            (1.0, 2.0, 1.0)
+        );
     }
 
     #[test]
@@ -137,6 +165,7 @@ mod tests {
                 [thread(100, 12.0), thread(100, 0.1)],
                 "12.0 ms late",
             ),
+            (level(0), [reader(12), reader(0)], "12.0 ms after they came"),
             (
                 level(50),
                 [thread(100, 0.1), thread(100, 0.1)],

@@ -168,7 +168,7 @@ impl Head {
     }
 }
 
-/// Read a body to its end. `on_data` gets each piece with the time at which its last byte was read; an
+/// Read a body to its end. `on_data` gets each piece with the time at which its last byte arrived; an
 /// error of its own ends the reading.
 pub(crate) async fn read_body(
     connection: &mut Connection,
@@ -177,9 +177,9 @@ pub(crate) async fn read_body(
 ) -> Result<(), String> {
     let mut decoder = Decoder::new(head.framing());
     loop {
-        let read_ns = connection.last_read_ns();
+        let arrival_ns = connection.arrival_ns();
         let (consumed, done) =
-            decoder.decode(connection.unread(), |data| on_data(data, read_ns))?;
+            decoder.decode(connection.unread(), |data| on_data(data, arrival_ns))?;
         connection.consume(consumed);
         if done {
             return Ok(());

@@ -2,8 +2,8 @@
 //! server and nothing of ours.
 //!
 //! Reading order: [`config`] and [`profile`] (what a run is to do), [`run`] (the levels of a run), `level`,
-//! `schedule` and `worker` (threads and clients), `client` (one request) on `connect`, `http1`, `sse` and `chunk`
-//! (bytes with their times), [`record`] (what is known of one request and of one level), [`metrics`] (the
+//! `schedule` and `worker` (threads and clients), `client` (one request) on `stamped`, `connect`, `http1`, `sse` and
+//! `chunk` (bytes with their times), [`record`] (what is known of one request and of one level), [`metrics`] (the
 //! numbers that follow from it, on [`distribution`]), [`guidellm`] (the file format).
 
 mod body;
@@ -21,16 +21,19 @@ pub mod fuzzing;
 pub mod guidellm;
 mod health;
 mod http1;
+mod kernel_time;
 mod level;
 pub mod metrics;
 mod preflight;
 pub mod profile;
 mod prompts;
+mod read_lag;
 pub mod record;
 mod run;
 mod schedule;
 mod special;
 mod sse;
+mod stamped;
 pub mod target;
 mod timeline;
 mod worker;
@@ -43,6 +46,8 @@ pub use level::{Progress, run_level};
 pub use metrics::{LevelMetrics, Steady};
 pub use preflight::{Prepared, prepare};
 pub use profile::Profile;
-pub use record::{ClientHealth, LevelResult, Outcome, RequestRecord, Strategy, TokenSource};
+pub use record::{
+    ClientHealth, ClientLag, LevelResult, Outcome, RequestRecord, Strategy, TokenSource,
+};
 pub use run::{Event, run};
 pub use target::{Endpoint, TargetConfig, Timeouts};

@@ -1,8 +1,9 @@
 //! What is known of one request and of one level: times, counts, outcome. Every metric is a pure
 //! function of these (DESIGN: "Definitions, once").
 //!
-//! Times are nanoseconds of one monotonic clock since the level's start, taken when the bytes were
-//! read from the socket, before parsing.
+//! Times are nanoseconds of one monotonic clock since the level's start. Bytes have the time at which they
+//! reached this machine, by the kernel where it tells, else when they were read from the socket, before
+//! parsing.
 
 use serde::{Deserialize, Serialize};
 
@@ -234,6 +235,21 @@ impl RequestRecord {
     }
 }
 
+/// How late the client reads bytes that the kernel already has. The times in the records are the
+/// kernel's and do not contain it; but a client that reads late also sends late.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientLag {
+    /// Median, ms.
+    pub p50_ms: f64,
+    /// 99th percentile, ms.
+    pub p99_ms: f64,
+    /// Largest, ms.
+    pub max_ms: f64,
+    /// Share of the reads, 0 to 1, whose bytes have the kernel's time; the others have that of the read.
+    pub known_share: f64,
+}
+
 /// How the client itself fared, so that a client at its limit is not taken for the server's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClientHealth {
@@ -241,6 +257,10 @@ pub struct ClientHealth {
     pub cpu_share: f64,
     /// p99 of how late a timer of the client's event loop fires, ms.
     pub loop_lag_p99_ms: f64,
+    /// How late it read; `None` where the kernel does not tell when bytes came (anything but Linux), so
+    /// that lateness in reading counts as the server's time.
+    #[serde(default)]
+    pub client_lag: Option<ClientLag>,
     /// Mean delay from when a request was due to when it was sent, ms.
     pub dispatch_delay_mean_ms: f64,
     /// The client was the limit: say so everywhere and draw no knee.

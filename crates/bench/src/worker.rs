@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use crate::cancel::Cancel;
 use crate::client::{Client, Shared};
 use crate::health::{ThreadHealth, thread_cpu};
+use crate::read_lag;
 use crate::record::{Outcome, RequestRecord};
 
 /// A level as its threads see it.
@@ -78,6 +79,7 @@ pub(crate) fn work(
         health: ThreadHealth {
             cpu: thread_cpu().saturating_sub(cpu_before),
             lags_ms,
+            reads: read_lag::take(),
         },
     })
 }
