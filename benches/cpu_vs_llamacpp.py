@@ -202,7 +202,10 @@ def machine():
 
 def versions(args):
     llama = re.search(r"version: (.*)", output_of(args.llama_server.resolve(), "--version"))
-    return {"commit": output_of("git", "rev-parse", "--short", "HEAD"),
+    # The commit is the binary's only if it was built after it.
+    built, committed = args.powerband.stat().st_mtime, float(output_of("git", "log", "-1", "--format=%ct") or "inf")
+    commit = output_of("git", "rev-parse", "--short", "HEAD")
+    return {"commit": commit if built > committed else f"unknown (older than {commit})",
             OURS: output_of(args.powerband.resolve(), "--version"),
             THEIRS: llama[1] if llama else "unknown"}
 
@@ -248,7 +251,7 @@ def markdown(result):
     return "\n\n".join([
         f"# {result['model']['file']}: Powerband and llama.cpp's server, {result['date']}",
         f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB; {result['threads']} threads, {SLOTS} slots. "
-        f"Powerband at commit {version['commit']}; llama.cpp {version[THEIRS]}. "
+        f"Powerband, commit {version['commit']}; llama.cpp {version[THEIRS]}. "
         f"{PROMPT_TOKENS} prompt and {OUTPUT_TOKENS} output tokens a request, requests a level: {result['requests']}; "
         f"medians of {result['repeats']}.",
         table(["clients", "ours, tok/s", "theirs, tok/s", "ratio", "TTFT mean, ms: ours", "theirs",

@@ -8,13 +8,16 @@ cd "$(dirname "$0")/.."
 cargo fmt --check
 cargo fmt --check --manifest-path fuzz/Cargo.toml
 cargo clippy --workspace --all-targets --quiet -- -D warnings
-cargo build --workspace --quiet
+# The tests' build has the binary too; a build of its own would compile most crates a second time, since
+# the tests' dependencies turn on other features.
+cargo test --workspace --no-run --quiet
+powerband="${CARGO_TARGET_DIR:-target}/debug/powerband"
 # Without libFuzzer, which would want a C++ compiler; in the same folder, for the sake of its crates.
 cargo check --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target --quiet
 
 # The model that the golden tests run on. Without it they say "skipped".
 if [ -z "${POWERBAND_TEST_MODEL:-}" ]; then
-    if model=$(cargo run --quiet --bin powerband -- pull smollm2-135m 2>/dev/null | tail -n 1) && [ -f "$model" ]; then
+    if model=$("$powerband" pull smollm2-135m 2>/dev/null | tail -n 1) && [ -f "$model" ]; then
         export POWERBAND_TEST_MODEL="$model"
     else
         echo "note: the default model could not be fetched; tests that need it are skipped" >&2

@@ -36,6 +36,9 @@ pub struct LoadArgs {
     /// Keep levels that the folder already holds, measured with the same settings
     #[arg(long)]
     pub resume: bool,
+    /// Events as JSON on standard output, one object a line; the table goes to standard error alone
+    #[arg(long)]
+    pub json: bool,
 }
 
 impl LoadArgs {

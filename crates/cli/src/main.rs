@@ -7,6 +7,8 @@ mod engine_args;
 mod error;
 mod load_args;
 mod measure;
+mod screen;
+mod target_args;
 
 use clap::{Parser, Subcommand};
 

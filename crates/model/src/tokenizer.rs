@@ -11,6 +11,7 @@ use tokenizers::Tokenizer as HfTokenizer;
 use crate::ModelError;
 
 mod gguf;
+mod open;
 mod stream;
 mod words;
 

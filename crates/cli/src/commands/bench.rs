@@ -1,12 +1,13 @@
 //! `powerband bench`: load any OpenAI-compatible endpoint, level by level.
 
 use clap::{Args, ValueEnum};
-use powerband_bench::{BenchConfig, Endpoint, Profile};
+use powerband_bench::{BenchConfig, Profile};
 use powerband_report::Context;
 
 use crate::error::{CliError, CliResult};
 use crate::load_args::LoadArgs;
 use crate::measure;
+use crate::target_args::TargetArgs;
 
 /// The shapes of load, by GuideLLM's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,12 +35,6 @@ pub struct BenchArgs {
     /// The model's name at the server [default: its first]
     #[arg(long)]
     pub model: Option<String>,
-    /// Key, sent as a bearer token
-    #[arg(long, env = "POWERBAND_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-    /// completions or chat
-    #[arg(long, default_value = "completions")]
-    pub endpoint: String,
     /// The shape of the load
     #[arg(long, value_enum, default_value = "concurrent")]
     pub profile: ProfileName,
@@ -54,6 +49,8 @@ pub struct BenchArgs {
     pub sweep_levels: usize,
     #[command(flatten)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    pub server: TargetArgs,
 }
 
 impl BenchArgs {
@@ -85,11 +82,7 @@ impl BenchArgs {
         };
         let mut config = BenchConfig::new(&self.target, profile);
         config.target.model.clone_from(&self.model);
-        config.target.api_key.clone_from(&self.api_key);
-        config.target.endpoint = Endpoint::parse(&self.endpoint).ok_or_else(|| {
-            CliError::new(format!("--endpoint: unknown endpoint {:?}", self.endpoint))
-                .hint("use completions or chat")
-        })?;
+        self.server.apply(&mut config.target);
         self.load.apply(&mut config);
         Ok(config)
     }
@@ -98,12 +91,12 @@ impl BenchArgs {
 /// Measures the levels, then writes the report beside them.
 pub fn run(args: &BenchArgs) -> CliResult {
     let config = args.config()?;
-    let levels = measure::levels(&config)?;
+    let levels = measure::levels(&config, args.load.json)?;
     let first = levels.first();
     let context = Context {
         model: first.map(|level| level.model.clone()),
         target: first.map(|level| level.target.clone()),
         ..Context::default()
     };
-    measure::report(&levels, context, &config)
+    measure::report(&levels, context, &config, args.load.json)
 }

@@ -16,6 +16,7 @@ use crate::engine_args::EngineArgs;
 use crate::error::{CliError, CliResult};
 use crate::load_args::LoadArgs;
 use crate::measure;
+use crate::target_args::TargetArgs;
 
 /// Levels and requests of `--quick`: from alone to half as many again as --max-num-seqs.
 const QUICK_LEVELS: [usize; 5] = [1, 10, 25, 50, 75];
@@ -38,11 +39,10 @@ pub struct RunArgs {
     /// Load this server instead of serving one, as in http://127.0.0.1:8000
     #[arg(long, env = "POWERBAND_TARGET")]
     pub target: Option<String>,
-    /// Key for the server of --target, sent as a bearer token
-    #[arg(long, env = "POWERBAND_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
     #[command(flatten)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    pub server: TargetArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -55,15 +55,14 @@ pub fn run(args: &RunArgs) -> CliResult {
         Some(url) => {
             let mut config = config(args, url);
             config.target.model.clone_from(&args.model);
-            config.target.api_key.clone_from(&args.api_key);
-            let levels = measure::levels(&config)?;
+            let levels = measure::levels(&config, args.load.json)?;
             let context = Context {
                 target: Some(url.clone()),
                 model: levels.first().map(|level| level.model.clone()),
                 command: Some(command()),
                 ..Context::default()
             };
-            measure::report(&levels, context, &config)
+            measure::report(&levels, context, &config, args.load.json)
         }
         None => own(args),
     }
@@ -111,14 +110,14 @@ fn own(args: &RunArgs) -> CliResult {
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { drop(stopped.await) };
     let serving = runtime.spawn(server.serve(engine, model, shutdown, Duration::ZERO));
-    let levels = measure::levels(&config);
+    let levels = measure::levels(&config, args.load.json);
     drop(stop);
     match runtime.block_on(serving) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(CliError::new(error)),
         Err(error) => return Err(CliError::new(format!("the server failed: {error}"))),
     }
-    measure::report(&levels?, context, &config)
+    measure::report(&levels?, context, &config, args.load.json)
 }
 
 fn config(args: &RunArgs, url: &str) -> BenchConfig {
@@ -130,6 +129,7 @@ fn config(args: &RunArgs, url: &str) -> BenchConfig {
     }
     let mut config = BenchConfig::new(url, Profile::Concurrent(load.levels()));
     load.apply(&mut config);
+    args.server.apply(&mut config.target);
     config
 }
 
@@ -146,15 +146,16 @@ fn command() -> String {
     without_keys(std::env::args().skip(1))
 }
 
-/// A key is nobody's business but the server's.
+/// A key is nobody's business but the server's, and a header may carry one.
 fn without_keys(args: impl Iterator<Item = String>) -> String {
+    let secret = |flag: &str| ["--api-key", "--header"].contains(&flag);
     let mut words = vec!["powerband".to_owned()];
-    let mut secret = false;
+    let mut hidden = false;
     for arg in args {
-        let hidden = std::mem::replace(&mut secret, arg == "--api-key");
+        let hide = std::mem::replace(&mut hidden, secret(&arg));
         words.push(match arg.split_once('=') {
-            _ if hidden => "***".to_owned(),
-            Some(("--api-key", _)) => "--api-key=***".to_owned(),
+            _ if hide => "***".to_owned(),
+            Some((flag, _)) if secret(flag) => format!("{flag}=***"),
             _ => arg,
         });
     }
@@ -171,6 +172,7 @@ mod tests {
                 "powerband run --api-key *** --quick",
             ),
             ("run --api-key=k m", "powerband run --api-key=*** m"),
+            ("bench --header X-Key:k m", "powerband bench --header *** m"),
             ("run --target http://h", "powerband run --target http://h"),
         ] {
             let words = typed.split(' ').map(str::to_owned);

@@ -1,0 +1,99 @@
+//! The flags that describe a server under load: its endpoint, what each request carries, time limits.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use powerband_bench::{Endpoint, TargetConfig};
+use serde_json::{Map, Value};
+
+/// How requests reach the server, and what each carries.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Target")]
+pub struct TargetArgs {
+    /// Key of the server under load, sent as a bearer token
+    #[arg(long, env = "POWERBAND_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// completions or chat
+    #[arg(long, default_value = "completions", value_parser = endpoint)]
+    pub endpoint: Endpoint,
+    /// A header of each request, as in --header 'X-Team: red'; may be given again
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    pub header: Vec<(String, String)>,
+    /// Fields of each request's body as a JSON object; they win over ours
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    pub extra_body: Option<Map<String, Value>>,
+    /// PEM file of certificate authorities to trust besides the public ones
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait for a connection, s
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub connect_timeout: Duration,
+    /// Longest wait for the first byte of an answer, s
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
+    pub first_byte_timeout: Duration,
+    /// Longest wait for the last byte of an answer, s
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
+    pub request_timeout: Duration,
+}
+
+impl TargetArgs {
+    /// Puts the flags into a run's target.
+    pub fn apply(&self, target: &mut TargetConfig) {
+        target.api_key.clone_from(&self.api_key);
+        target.endpoint = self.endpoint;
+        target.headers.clone_from(&self.header);
+        target.extra_body = self.extra_body.clone().unwrap_or_default();
+        target.ca_file.clone_from(&self.ca_file);
+        target.timeouts.connect = self.connect_timeout;
+        target.timeouts.first_byte = self.first_byte_timeout;
+        target.timeouts.total = self.request_timeout;
+    }
+}
+
+fn endpoint(name: &str) -> Result<Endpoint, String> {
+    Endpoint::parse(name).ok_or_else(|| "use completions or chat".to_owned())
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        }
+        _ => Err("write it as 'NAME: VALUE'".to_owned()),
+    }
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text)
+        .map_err(|error| format!("{error}; give an object, as in '{{\"top_p\": 0.9}}'"))
+}
+
+/// Seconds above 0, as a length of time.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "give seconds, as in 2.5")?;
+    if !(seconds > 0.0 && seconds < 1e8) {
+        return Err("give seconds above 0".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_need_a_form() {
+        assert_eq!(
+            header("X-A:  b: c ").unwrap(),
+            ("X-A".to_owned(), "b: c".to_owned())
+        );
+        assert!(header("no colon").is_err() && header(": x").is_err());
+        assert_eq!(object(r#"{"a": 1}"#).unwrap()["a"], 1);
+        assert!(object("[1]").unwrap_err().contains("object"));
+        assert_eq!(seconds("0.5").unwrap(), Duration::from_millis(500));
+        for bad in ["0", "-1", "NaN", "1e99", "x"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}
