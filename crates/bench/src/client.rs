@@ -34,6 +34,10 @@ pub(crate) struct Counters {
     pub itl_us: AtomicU64,
     /// Requests that `itl_us` sums up.
     pub itl_requests: AtomicU64,
+    /// CPU time of the client's threads, ns.
+    pub cpu_ns: AtomicU64,
+    /// The latest that a thread woke since the display last asked, us.
+    pub late_us: AtomicU64,
 }
 
 /// All that clients share.

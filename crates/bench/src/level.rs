@@ -54,6 +54,10 @@ pub struct Progress {
     pub ttft_ms: f64,
     /// Mean ITL of the completed requests, ms.
     pub itl_ms: f64,
+    /// CPU cores that the client's threads used since the last report.
+    pub client_cores: f64,
+    /// The latest that one of them woke since the last report, ms.
+    pub client_late_ms: f64,
 }
 
 /// What to run.
@@ -257,7 +261,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), BenchEr
 /// Turns counters into rates.
 #[derive(Default)]
 struct Meter {
-    last: Option<(f64, u64)>,
+    last: Option<(f64, u64, u64)>,
 }
 
 impl Meter {
@@ -265,13 +269,16 @@ impl Meter {
         let c = &shared.client.counters;
         let elapsed_s = shared.client.clock.now_ns() as f64 / 1e9;
         let get = |counter: &AtomicU64| counter.load(Relaxed);
-        let (sent, successful, errored, chunks) = (
+        let (sent, successful, errored, chunks, cpu_ns) = (
             get(&c.sent),
             get(&c.successful),
             get(&c.errored),
             get(&c.chunks),
+            get(&c.cpu_ns),
         );
-        let (before_s, before) = self.last.replace((elapsed_s, chunks)).unwrap_or((0.0, 0));
+        let (before_s, before, cpu_before) =
+            (self.last.replace((elapsed_s, chunks, cpu_ns))).unwrap_or_default();
+        let since = (elapsed_s - before_s).max(1e-9);
         Progress {
             elapsed_s,
             sent,
@@ -281,9 +288,11 @@ impl Meter {
             max_requests: limits.max_requests,
             max_seconds: limits.max_seconds,
             requests_per_second: successful as f64 / elapsed_s.max(1e-9),
-            output_tokens_per_second: (chunks - before) as f64 / (elapsed_s - before_s).max(1e-9),
+            output_tokens_per_second: (chunks - before) as f64 / since,
             ttft_ms: get(&c.ttft_us) as f64 / 1e3 / successful.max(1) as f64,
             itl_ms: get(&c.itl_us) as f64 / 1e3 / get(&c.itl_requests).max(1) as f64,
+            client_cores: (cpu_ns - cpu_before) as f64 / 1e9 / since,
+            client_late_ms: c.late_us.swap(0, Relaxed) as f64 / 1e3,
         }
     }
 }

@@ -67,7 +67,7 @@ pub(crate) fn work(
         .build()?;
     let lags = Arc::new(Mutex::new(Vec::new()));
     let records = runtime.block_on(async {
-        tokio::spawn(note_lags(pulse, lags.clone()));
+        tokio::spawn(note_lags(shared.clone(), pulse, lags.clone()));
         match duty {
             Duty::Closed { clients } => closed_loop(shared, clients).await,
             Duty::Open { arrivals, cap } => open_loop(shared, arrivals, cap).await,
@@ -84,10 +84,21 @@ pub(crate) fn work(
     })
 }
 
-/// Note how long after its sending each pulse is seen, ms.
-async fn note_lags(mut pulse: mpsc::UnboundedReceiver<Instant>, lags: Arc<Mutex<Vec<f64>>>) {
+/// Note how long after its sending each pulse is seen, ms, and for the display what CPU time went by.
+async fn note_lags(
+    shared: Arc<LevelShared>,
+    mut pulse: mpsc::UnboundedReceiver<Instant>,
+    lags: Arc<Mutex<Vec<f64>>>,
+) {
+    let counters = &shared.client.counters;
+    let mut cpu = thread_cpu();
     while let Some(sent) = pulse.recv().await {
-        lock(&lags).push(sent.elapsed().as_secs_f64() * 1e3);
+        let late = sent.elapsed();
+        lock(&lags).push(late.as_secs_f64() * 1e3);
+        let before = std::mem::replace(&mut cpu, thread_cpu());
+        let worked = cpu.saturating_sub(before).as_nanos() as u64;
+        counters.cpu_ns.fetch_add(worked, Relaxed);
+        counters.late_us.fetch_max(late.as_micros() as u64, Relaxed);
     }
 }
 

@@ -28,13 +28,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a model, load it at rising concurrency, explain the result
-    Run(commands::run::RunArgs),
+    Run(Box<commands::run::RunArgs>),
     /// Serve a model behind an OpenAI-compatible API
     Serve(commands::serve::ServeArgs),
     /// What this machine is and what would run on it
     Doctor(commands::doctor::DoctorArgs),
     /// Load any OpenAI-compatible endpoint at rising concurrency
-    Bench(commands::bench::BenchArgs),
+    Bench(Box<commands::bench::BenchArgs>),
     /// Explain results: CSV, plots, findings, Markdown, HTML
     Report(commands::report::ReportArgs),
     /// Fetch a model; the last line on stdout is its path

@@ -76,8 +76,10 @@ impl Screen {
                     self.say(&format!("warning: {warning}"));
                 }
                 self.say(&head());
-                self.tell(&json!({"event": "prepared", "target": target, "model": model, "levels": levels,
-                                  "warnings": warnings}));
+                self.tell(
+                    &json!({"event": "prepared", "target": target, "model": model, "levels": levels,
+                                  "warnings": warnings}),
+                );
             }
             Event::WarmingUp { requests } => {
                 if let Some(live) = &self.live {
@@ -86,7 +88,12 @@ impl Screen {
             }
             Event::LevelStarted { index, strategy } => {
                 if let Some(live) = &self.live {
-                    live.set_prefix(format!("{} ({} of {})", strategy.file_stem(), index + 1, self.levels));
+                    live.set_prefix(format!(
+                        "{} ({} of {})",
+                        strategy.file_stem(),
+                        index + 1,
+                        self.levels
+                    ));
                 }
             }
             Event::Progress { progress, .. } => {
@@ -118,7 +125,10 @@ impl Screen {
                 self.tell(&level(index, result, Some(path), true));
             }
             Event::LevelDropped { strategy, .. } => {
-                self.say(&format!("{:>16}  stopped; not recorded", strategy.file_stem()));
+                self.say(&format!(
+                    "{:>16}  stopped; not recorded",
+                    strategy.file_stem()
+                ));
             }
         }
     }
@@ -147,7 +157,10 @@ fn so_far(p: &Progress) -> String {
     let done = share(p);
     let left = if done > 0.02 {
         let left = p.elapsed_s / done - p.elapsed_s;
-        format!(", {} left", HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e7))))
+        format!(
+            ", {} left",
+            HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e7)))
+        )
     } else {
         String::new()
     };
@@ -156,7 +169,7 @@ fn so_far(p: &Progress) -> String {
         n => format!(", {n} FAILED"),
     };
     format!(
-        "{}{of} requests, {:.0} s{left}{failed}\n    {} in flight, {:.1} requests/s, {:.0} output tok/s, TTFT {:.0} ms, ITL {:.1} ms",
+        "{}{of} requests, {:.0} s{left}{failed}\n    {} in flight, {:.1} requests/s, {:.0} output tok/s, TTFT {:.0} ms, ITL {:.1} ms\n    client: {:.2} cores, up to {:.1} ms late",
         p.successful,
         p.elapsed_s,
         p.in_flight,
@@ -164,6 +177,8 @@ fn so_far(p: &Progress) -> String {
         p.output_tokens_per_second,
         p.ttft_ms,
         p.itl_ms,
+        p.client_cores,
+        p.client_late_ms,
     )
 }
 
