@@ -1,18 +1,35 @@
-//! A server of known timing, to measure the load generator with: each answer's first token after a set
-//! time, then a token at a set interval, each chunk prepared in advance. Usage:
-//! `mock [--port 8099] [--ttft-ms 100] [--itl-ms 10] [--threads 1]`; zero for both times sends the whole
-//! answer at once.
+//! A server of known timing, to measure a load generator with: each answer's first token a set time after
+//! its request came (by the kernel's time-stamp), then a token at a set interval; with both times zero
+//! the whole answer at once. What it really did it tells too:
+//!
+//! - `GET /mock`: requests so far, when the first came, how late tokens left; then counts from zero.
+//! - with `--tell-ttft`, `usage.prompt_tokens` of an answer of several tokens is not a count but the true
+//!   time, in microseconds, from the request's arrival to the sending of the first token: any client's
+//!   results then hold, for each request, the truth beside what the client measured.
+//!
+//! Usage: `mock [--port 0] [--ttft-ms 100] [--itl-ms 10] [--threads 1] [--tell-ttft]`; the first line on
+//! stdout is the address.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep_until};
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+// As punctual as the client, by the same means; they have tests of their own.
+#[path = "../src/kernel_time.rs"]
+mod kernel_time;
+#[path = "../src/system.rs"]
+mod system;
 
 struct Settings {
     ttft: Duration,
     itl: Duration,
+    tell_ttft: bool,
 }
 
 fn flag(name: &str, default: f64) -> f64 {
@@ -21,76 +38,112 @@ fn flag(name: &str, default: f64) -> f64 {
 }
 
 fn main() -> std::io::Result<()> {
-    let settings = Arc::new(Settings {
+    system::make_room_for_connections();
+    let settings = Settings {
         ttft: Duration::from_secs_f64(flag("--ttft-ms", 100.0) / 1e3),
         itl: Duration::from_secs_f64(flag("--itl-ms", 10.0) / 1e3),
+        tell_ttft: std::env::args().any(|a| a == "--tell-ttft"),
+    };
+    let mock = Arc::new(Mock {
+        settings,
+        seen: Mutex::default(),
+        wording: [Wording::new(false), Wording::new(true)],
     });
-    let port = flag("--port", 8099.0) as u16;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(flag("--threads", 1.0).max(1.0) as usize)
+    let port = flag("--port", 0.0) as u16;
+    let listener = runtime()?.block_on(async {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(([127, 0, 0, 1], port).into())?;
+        // A thousand clients may come at once.
+        socket.listen(4096)?.into_std()
+    })?;
+    println!("http://{}", listener.local_addr()?);
+    let mut threads = Vec::new();
+    for _ in 0..flag("--threads", 1.0).max(1.0) as usize {
+        let (mock, listener) = (mock.clone(), listener.try_clone()?);
+        threads.push(std::thread::spawn(move || accept(&mock, listener)));
+    }
+    for thread in threads {
+        thread.join().unwrap_or(Ok(()))?;
+    }
+    Ok(())
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-        loop {
-            let (socket, _) = listener.accept().await?;
-            tokio::spawn(serve(socket, settings.clone()));
-        }
-    })
+        .build()
 }
 
-/// The number behind `name` in a JSON body that we know the shape of.
-fn number(body: &str, name: &str) -> Option<u64> {
-    let (_, rest) = body.split_once(&format!("\"{name}\":"))?;
-    let digits = rest.trim_start();
-    let end = digits
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(digits.len());
-    digits[..end].parse().ok()
+struct Mock {
+    settings: Settings,
+    seen: Mutex<Seen>,
+    /// For completions and for chats.
+    wording: [Wording; 2],
 }
 
-async fn serve(mut socket: TcpStream, settings: Arc<Settings>) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    let mut buffer = Vec::with_capacity(8192);
-    loop {
-        let (head_end, length) = loop {
-            if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(&buffer[..at]).to_ascii_lowercase();
-                let length = head
-                    .split_once("content-length:")
-                    .map_or("0", |(_, rest)| rest.lines().next().unwrap_or("0"));
-                break (at + 4, length.trim().parse::<usize>().unwrap_or(0));
-            }
-            if socket.read_buf(&mut buffer).await? == 0 {
-                return Ok(());
-            }
+/// What happened since it was last asked.
+#[derive(Default)]
+struct Seen {
+    requests: u64,
+    first_unix_ns: Option<u64>,
+    /// How late each token left, microseconds.
+    late_us: Vec<u32>,
+}
+
+impl Seen {
+    fn json(&mut self) -> String {
+        self.late_us.sort_unstable();
+        let late = |share: f64| {
+            let last = self.late_us.len().saturating_sub(1);
+            let us = self.late_us.get((last as f64 * share) as usize);
+            f64::from(us.copied().unwrap_or(0)) / 1e3
         };
-        while buffer.len() < head_end + length {
-            if socket.read_buf(&mut buffer).await? == 0 {
-                return Ok(());
-            }
-        }
-        let arrived = Instant::now();
-        let generates = buffer.starts_with(b"POST") && !buffer.starts_with(b"POST /tok");
-        let chat = buffer.starts_with(b"POST /v1/chat");
-        let lists = buffer.starts_with(b"GET /v1/models");
-        let body = String::from_utf8_lossy(&buffer[head_end..head_end + length]).into_owned();
-        buffer.drain(..head_end + length);
-        if generates {
-            answer(&mut socket, &settings, &body, chat, arrived).await?;
-        } else {
-            let (status, body) = match lists {
-                true => (
-                    "200 OK",
-                    r#"{"object":"list","data":[{"id":"mock","object":"model"}]}"#,
-                ),
-                false => ("404 Not Found", "{}"),
+        format!(
+            r#"{{"requests":{},"first_unix_ns":{},"late_p50_ms":{},"late_p99_ms":{},"late_max_ms":{}}}"#,
+            self.requests,
+            self.first_unix_ns.unwrap_or(0),
+            late(0.5),
+            late(0.99),
+            late(1.0)
+        )
+    }
+}
+
+/// The parts of a stream that never change, framed as HTTP chunks.
+struct Wording {
+    first: String,
+    middle: String,
+    last: String,
+}
+
+const HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+
+impl Wording {
+    fn new(chat: bool) -> Self {
+        let token = |reason: &str| {
+            let (object, content) = match chat {
+                true => ("chat.completion.chunk", r#""delta":{"content":" hello"}"#),
+                false => ("text_completion", r#""text":" hello""#),
             };
-            let response = format!(
-                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            socket.write_all(response.as_bytes()).await?;
+            chunk(&format!(
+                r#"{{"id":"cmpl-1","object":"{object}","created":1,"model":"mock","choices":[{{"index":0,{content},"logprobs":null,"finish_reason":{reason}}}]}}"#
+            ))
+        };
+        Wording {
+            first: format!("{HEAD}{}", token("null")),
+            middle: token("null"),
+            last: token("\"length\""),
+        }
+    }
+
+    /// Token `i` of `n`.
+    fn token(&self, i: u64, n: u64) -> &str {
+        match i {
+            0 => &self.first,
+            i if i + 1 == n => &self.last,
+            _ => &self.middle,
         }
     }
 }
@@ -100,55 +153,262 @@ fn chunk(event: &str) -> String {
     format!("{:x}\r\n{event}\r\n", event.len())
 }
 
-async fn answer(
-    socket: &mut TcpStream,
-    settings: &Settings,
-    body: &str,
-    chat: bool,
-    arrived: Instant,
-) -> std::io::Result<()> {
-    let tokens = number(body, "max_tokens")
-        .or(number(body, "max_completion_tokens"))
-        .unwrap_or(16);
-    // A word a token, and one in front: what a client can calibrate by.
-    let prompt = body
-        .split_once(if chat {
-            "\"content\":\""
-        } else {
-            "\"prompt\":\""
-        })
-        .map_or("", |(_, rest)| rest.split('"').next().unwrap_or(""));
-    let prompt_tokens = 1 + prompt.split(' ').count();
-    let token = |reason: &str| {
-        let content = if chat {
-            r#""delta":{"content":" hello"}"#
-        } else {
-            r#""text":" hello""#
-        };
-        chunk(&format!(
-            r#"{{"id":"cmpl-1","object":"text_completion","created":1,"model":"mock","choices":[{{"index":0,{content},"logprobs":null,"finish_reason":{reason}}}]}}"#
-        ))
-    };
-    let (middle, last) = (token("null"), token("\"length\""));
-    let head =
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    let end = chunk(&format!(
-        r#"{{"id":"cmpl-1","object":"text_completion","created":1,"model":"mock","choices":[],"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{tokens},"total_tokens":{}}}}}"#,
-        prompt_tokens as u64 + tokens
+/// What follows the last token.
+fn end(prompt_tokens: u64, tokens: u64) -> String {
+    let total = prompt_tokens + tokens;
+    chunk(&format!(
+        r#"{{"id":"cmpl-1","object":"text_completion","created":1,"model":"mock","choices":[],"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{tokens},"total_tokens":{total}}}}}"#
     )) + &chunk("[DONE]")
-        + "0\r\n\r\n";
-    if settings.ttft.is_zero() && settings.itl.is_zero() {
-        let whole = [head, &middle.repeat(tokens as usize - 1), &last, &end].concat();
-        return socket.write_all(whole.as_bytes()).await;
+        + "0\r\n\r\n"
+}
+
+/// One thread's connections, with a thread beside it that sends tokens when they are due.
+fn accept(mock: &Arc<Mock>, listener: std::net::TcpListener) -> std::io::Result<()> {
+    let (due, inbox) = channel();
+    let pacer = mock.clone();
+    std::thread::spawn(move || pace(&pacer, &inbox));
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        loop {
+            let (socket, _) = listener.accept().await?;
+            socket.set_nodelay(true)?;
+            kernel_time::ask(socket.as_fd());
+            let (mock, due) = (mock.clone(), due.clone());
+            // An error is a client that went away.
+            tokio::spawn(async move { mock.serve(Arc::new(socket), due).await });
+        }
+    })
+}
+
+/// An answer that is being sent.
+struct Answer {
+    socket: Arc<TcpStream>,
+    chat: bool,
+    tokens: u64,
+    prompt_tokens: u64,
+    sent: u64,
+    arrived: Instant,
+    due: Instant,
+}
+
+/// Send tokens when they are due.
+fn pace(mock: &Mock, inbox: &Receiver<Answer>) {
+    system::be_prompt();
+    let mut waiting: BTreeMap<(Instant, u64), Answer> = BTreeMap::new();
+    let mut number = 0;
+    let mut late_us = Vec::new();
+    loop {
+        let next = waiting.first_key_value().map(|((due, _), _)| *due);
+        let wait = next.map(|due| due.saturating_duration_since(Instant::now()));
+        let new = match wait {
+            None => inbox.recv().ok(),
+            Some(Duration::ZERO) => inbox.try_recv().ok(),
+            Some(wait) => inbox.recv_timeout(wait).ok(),
+        };
+        if let Some(answer) = new {
+            number += 1;
+            waiting.insert((answer.due, number), answer);
+            continue;
+        }
+        if wait.is_none() {
+            return;
+        }
+        while let Some(entry) = waiting.first_entry() {
+            let now = Instant::now();
+            let (due, number) = *entry.key();
+            if due > now {
+                break;
+            }
+            let mut answer = entry.remove();
+            late_us.push((now - due).as_micros() as u32);
+            if answer.send_next(mock, now) {
+                waiting.insert((answer.due, number), answer);
+            }
+        }
+        mock.seen().late_us.append(&mut late_us);
     }
-    for i in 0..tokens {
-        sleep_until(arrived + settings.ttft + settings.itl * i as u32).await;
-        let piece = if i + 1 == tokens { &last } else { &middle };
-        if i == 0 {
-            socket.write_all([head, piece].concat().as_bytes()).await?;
-        } else {
-            socket.write_all(piece.as_bytes()).await?;
+}
+
+impl Answer {
+    /// Send a token, and the end behind the last one. Is there another to come?
+    fn send_next(&mut self, mock: &Mock, now: Instant) -> bool {
+        let wording = &mock.wording[usize::from(self.chat)];
+        if self.sent == 0 && mock.settings.tell_ttft && self.tokens > 1 {
+            self.prompt_tokens = (now - self.arrived).as_micros() as u64;
+        }
+        let token = wording.token(self.sent, self.tokens);
+        self.sent += 1;
+        self.due += mock.settings.itl;
+        if self.sent < self.tokens {
+            return write(&self.socket, token.as_bytes());
+        }
+        let last = [token, &end(self.prompt_tokens, self.tokens)].concat();
+        write(&self.socket, last.as_bytes());
+        false
+    }
+}
+
+/// Write all, waiting for a client that does not read. False if it went away.
+fn write(socket: &TcpStream, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        match socket.try_write(bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Err(_) => return false,
         }
     }
-    socket.write_all(end.as_bytes()).await
+    true
+}
+
+/// A request's bytes.
+struct Request<'a> {
+    line: &'a [u8],
+    body: &'a [u8],
+}
+
+impl Mock {
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn serve(&self, socket: Arc<TcpStream>, due: Sender<Answer>) -> std::io::Result<()> {
+        let (mut buffer, mut filled) = (vec![0; 8192], 0);
+        // The last answer that was sent at once, and what it answered: most requests are alike.
+        let (mut answered, mut whole) = ((0, 0, false), String::new());
+        loop {
+            let mut arrived = (Instant::now(), 0);
+            let length = loop {
+                if let Some(length) = request_length(&buffer[..filled]).filter(|n| *n <= filled) {
+                    break length;
+                }
+                if filled == buffer.len() {
+                    buffer.resize(2 * filled, 0);
+                }
+                let read = || kernel_time::receive(socket.as_fd(), &mut buffer[filled..]);
+                let got = socket.async_io(Interest::READABLE, read).await?;
+                if got.bytes == 0 {
+                    return Ok(());
+                }
+                filled += got.bytes;
+                arrived = arrival(got.kernel_ns);
+            };
+            let head = memchr::memmem::find(&buffer, b"\r\n\r\n").unwrap_or(0);
+            let request = Request {
+                line: &buffer[..head],
+                body: &buffer[head..length],
+            };
+            if !request.line.starts_with(b"POST /v1/") {
+                let answer = self.lookup(&request);
+                write(&socket, answer.as_bytes());
+            } else {
+                let (chat, tokens, prompt_tokens) = request.wants();
+                let mut answer = Answer {
+                    socket: socket.clone(),
+                    chat,
+                    tokens,
+                    prompt_tokens,
+                    sent: 0,
+                    arrived: arrived.0,
+                    due: arrived.0 + self.settings.ttft,
+                };
+                if tokens > 1 {
+                    let mut seen = self.seen();
+                    seen.requests += 1;
+                    seen.first_unix_ns.get_or_insert(arrived.1);
+                }
+                if !(self.settings.ttft.is_zero() && self.settings.itl.is_zero()) {
+                    let _ = due.send(answer);
+                } else {
+                    if self.settings.tell_ttft && tokens > 1 {
+                        answer.prompt_tokens = arrived.0.elapsed().as_micros() as u64;
+                    }
+                    let asked = (answer.prompt_tokens, tokens, chat);
+                    if answered != asked {
+                        answered = asked;
+                        whole.clear();
+                        let wording = &self.wording[usize::from(chat)];
+                        (0..tokens).for_each(|i| whole.push_str(wording.token(i, tokens)));
+                        let _ = whole.write_str(&end(answer.prompt_tokens, tokens));
+                    }
+                    write(&socket, whole.as_bytes());
+                }
+            }
+            buffer.copy_within(length..filled, 0);
+            filled -= length;
+        }
+    }
+
+    fn lookup(&self, request: &Request<'_>) -> String {
+        let (status, body) = match request.line {
+            [b'G', b'E', b'T', b' ', path @ ..] if path.starts_with(b"/v1/models ") => (
+                "200 OK",
+                r#"{"object":"list","data":[{"id":"mock","object":"model"}]}"#.to_owned(),
+            ),
+            [b'G', b'E', b'T', b' ', path @ ..] if path.starts_with(b"/mock ") => {
+                ("200 OK", std::mem::take(&mut *self.seen()).json())
+            }
+            [b'G', b'E', b'T', b' ', path @ ..] if path.starts_with(b"/health ") => {
+                ("200 OK", "{}".to_owned())
+            }
+            _ => ("404 Not Found", "{}".to_owned()),
+        };
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    }
+}
+
+/// When bytes came: by our clock, and nanoseconds since 1970.
+fn arrival(kernel_ns: Option<u64>) -> (Instant, u64) {
+    let (wall, now) = (SystemTime::now(), Instant::now());
+    let wall_ns = wall
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos() as u64;
+    let lag_ns = kernel_ns.map_or(0, |at| wall_ns.saturating_sub(at));
+    (now - Duration::from_nanos(lag_ns), wall_ns - lag_ns)
+}
+
+/// Bytes of the request at the start of `bytes`, if its head is whole.
+fn request_length(bytes: &[u8]) -> Option<usize> {
+    let head = memchr::memmem::find(bytes, b"\r\n\r\n")?;
+    let name = b"content-length:";
+    let at = bytes[..head]
+        .windows(name.len())
+        .position(|w| w.eq_ignore_ascii_case(name));
+    let length = at.map_or(0, |at| number_at(&bytes[at + name.len()..]));
+    Some(head + 4 + length as usize)
+}
+
+/// The number at the start of `bytes`, behind blanks.
+fn number_at(bytes: &[u8]) -> u64 {
+    let digits = bytes.trim_ascii_start().iter();
+    digits
+        .take_while(|b| b.is_ascii_digit())
+        .fold(0, |n, b| n * 10 + u64::from(b - b'0'))
+}
+
+impl Request<'_> {
+    /// What is asked for: (is it a chat, output tokens, prompt tokens). A word is a token, and there is
+    /// one in front: what a client can calibrate by.
+    fn wants(&self) -> (bool, u64, u64) {
+        let chat = self.line.starts_with(b"POST /v1/chat");
+        let after = |name: &str| {
+            let at = memchr::memmem::find(self.body, name.as_bytes());
+            at.map(|at| &self.body[at + name.len()..])
+        };
+        let tokens = after("\"max_tokens\":").or(after("\"max_completion_tokens\":"));
+        let prompt = after(if chat { "\"content\":" } else { "\"prompt\":" });
+        let words = prompt.map_or(0, |prompt| {
+            let text = prompt.trim_ascii_start().strip_prefix(b"\"");
+            let text = text.unwrap_or_default();
+            let end = memchr::memchr(b'"', text).unwrap_or(0);
+            1 + memchr::memchr_iter(b' ', &text[..end]).count() as u64
+        });
+        (chat, tokens.map_or(16, number_at).max(1), 1 + words)
+    }
 }

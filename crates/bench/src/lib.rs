@@ -34,6 +34,7 @@ mod schedule;
 mod special;
 mod sse;
 mod stamped;
+mod system;
 pub mod target;
 mod timeline;
 mod worker;

@@ -11,6 +11,7 @@ use crate::level::{CANCELLED, LevelPlan, Progress, TIME_LIMIT, run_plan};
 use crate::metrics::LevelMetrics;
 use crate::preflight::{Prepared, prepare};
 use crate::record::{LevelResult, Outcome, Strategy};
+use crate::system::make_room_for_connections;
 
 /// What happens in a run, for a display.
 #[derive(Debug)]
@@ -88,7 +89,7 @@ pub async fn run(
     mut events: impl FnMut(Event<'_>),
     cancel: &Cancel,
 ) -> Result<Vec<LevelResult>, BenchError> {
-    raise_open_files();
+    make_room_for_connections();
     let directory = config.output_dir.as_deref();
     if let Some(directory) = directory {
         std::fs::create_dir_all(directory).map_err(|source| BenchError::Write {
@@ -255,22 +256,4 @@ fn all_failed(level: &LevelResult, name: &str) -> Option<BenchError> {
         requests: level.requests.len(),
         reason: most[0].to_owned(),
     })
-}
-
-/// Let this process hold as many connections as the system allows it: the usual soft limit of 1,024
-/// open files would end a level of 1,000 streams.
-fn raise_open_files() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the calls read and write one rlimit, which `limit` is, and keep no pointer to it.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max
-        {
-            limit.rlim_cur = limit.rlim_max.min(1 << 20);
-            // If the system says no, connections will fail with a reason that names the limit.
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-    }
 }

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::prompts::Random;
 use crate::record::Strategy;
+use crate::system::be_prompt;
 use crate::worker::{Arrival, LevelShared};
 
 /// The gaps between arrivals of an open loop, seconds.
@@ -44,6 +45,7 @@ pub(crate) fn pace(
     seconds: f64,
     queues: &[mpsc::UnboundedSender<Arrival>],
 ) {
+    be_prompt();
     let clock = shared.client.clock;
     let mut due = 0.0;
     for index in 0..shared.max_requests {

@@ -15,6 +15,9 @@ use crate::clock::Clock;
 use crate::kernel_time;
 use crate::read_lag;
 
+/// Two clocks compared at two moments agree within this, ns: a time that is too early by less is meant.
+const JITTER_NS: u64 = 10_000;
+
 /// Two clocks read further apart than this (ns) are read again: something came between.
 const CLOSE_NS: u64 = 1_000;
 
@@ -56,14 +59,14 @@ impl Stamped {
     fn note(&mut self, kernel_ns: Option<u64>) {
         let (wall_ns, now_ns) = both_clocks(&self.clock);
         // By how long ago it was and not by a kept offset: a step of the wall clock spoils one read at most.
-        let lag_ns = kernel_ns
+        let earliest = self.not_before_ns.max(self.arrival_ns);
+        let arrival = kernel_ns
             .and_then(|kernel_ns| wall_ns.checked_sub(kernel_ns))
-            .filter(|lag_ns| {
-                let arrival = now_ns.checked_sub(*lag_ns);
-                arrival.is_some_and(|t| t >= self.not_before_ns.max(self.arrival_ns))
-            });
-        read_lag::note(lag_ns);
-        self.arrival_ns = now_ns - lag_ns.unwrap_or(0);
+            .and_then(|lag_ns| now_ns.checked_sub(lag_ns))
+            .filter(|arrival| arrival + JITTER_NS >= earliest)
+            .map(|arrival| arrival.max(earliest));
+        read_lag::note(arrival.map(|t| now_ns.saturating_sub(t)));
+        self.arrival_ns = arrival.unwrap_or(now_ns);
     }
 }
 

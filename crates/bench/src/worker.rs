@@ -13,6 +13,7 @@ use crate::client::{Client, Shared};
 use crate::health::{ThreadHealth, thread_cpu};
 use crate::read_lag;
 use crate::record::{Outcome, RequestRecord};
+use crate::system::be_prompt;
 
 /// A level as its threads see it.
 pub(crate) struct LevelShared {
@@ -61,6 +62,7 @@ pub(crate) fn work(
     duty: Duty,
     pulse: mpsc::UnboundedReceiver<Instant>,
 ) -> std::io::Result<WorkerReport> {
+    be_prompt();
     let cpu_before = thread_cpu();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
