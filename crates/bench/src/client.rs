@@ -15,6 +15,7 @@ use crate::connect::{Connection, Connector};
 use crate::http1::{Head, ReadError, read_body, read_head};
 use crate::prompts::Prompts;
 use crate::record::{RequestRecord, TokenSource};
+use crate::repeat::ChunkParser;
 use crate::sse::SseParser;
 use crate::target::Timeouts;
 
@@ -98,6 +99,7 @@ impl fmt::Display for Failure {
 pub(crate) struct Client {
     connection: Option<Connection>,
     sse: SseParser,
+    chunks: ChunkParser,
     wire: Vec<u8>,
     scratch: Vec<u8>,
 }
@@ -200,9 +202,9 @@ impl Client {
         head: &Head,
         record: &mut RequestRecord,
     ) -> Result<Option<Usage>, String> {
-        let mut answer = Answer::new(shared, record);
+        let Client { sse, chunks, .. } = self;
+        let mut answer = Answer::new(shared, record, chunks);
         if head.event_stream {
-            let sse = &mut self.sse;
             sse.reset();
             read_body(connection, head, |data, at| {
                 sse.feed(data, |event| answer.event(event, at))
@@ -249,6 +251,7 @@ fn refusal(head: &Head, body: &[u8]) -> Failure {
 struct Answer<'a> {
     shared: &'a Shared,
     record: &'a mut RequestRecord,
+    chunks: &'a mut ChunkParser,
     usage: Option<Usage>,
     /// `[DONE]` or a finish reason was seen.
     ended: bool,
@@ -261,7 +264,7 @@ struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    fn new(shared: &'a Shared, record: &'a mut RequestRecord) -> Self {
+    fn new(shared: &'a Shared, record: &'a mut RequestRecord, chunks: &'a mut ChunkParser) -> Self {
         // A sane guess, whatever was asked for: the vector grows if need be.
         record
             .gaps_us
@@ -269,6 +272,7 @@ impl<'a> Answer<'a> {
         Answer {
             shared,
             record,
+            chunks,
             usage: None,
             ended: false,
             blank: true,
@@ -289,7 +293,7 @@ impl<'a> Answer<'a> {
             finished,
             usage,
             error,
-        } = chunk::parse(data)?;
+        } = self.chunks.parse(data)?;
         if let Some(error) = error {
             return Err(format!("the server reported in the stream: {error}"));
         }

@@ -29,6 +29,7 @@ pub mod profile;
 mod prompts;
 mod read_lag;
 pub mod record;
+mod repeat;
 mod run;
 mod schedule;
 mod special;
