@@ -5,8 +5,9 @@
     python3 benches/load_generator.py [--guidellm PATH] [--repeats 3] [--only NAME,NAME]
 
 The server is crates/bench/examples/mock.rs. It sends tokens on a schedule, notes the kernel's time of each
-request's arrival and its own time of each first token's sending, and tells the difference in the answer's
-`usage`: each tool's own result file then holds the true TTFT of every request beside the measured one.
+request's arrival and its own time of each token's sending, and tells the differences in the answer's
+`usage`: each tool's own result file then holds the true TTFT of every request beside the measured one, and
+the true time from first to last token.
 Client and server share the cores of one machine over loopback. Numbers are medians over the repeats; with
 --guidellm the same cases are run with GuideLLM in turn, and the ratios are printed. `other` is what
 all other programs took of the machine meanwhile, in cores: with more than a few hundredths, measure again.
@@ -51,12 +52,14 @@ CASES = {
     "constant-1000": dict(mock=TIMED, rate=1000, requests=5000, theirs=None),
 }
 
-# What is reported: (title, case, number, unit, target, is more better?).
+# What is reported: (title, case, number, unit, target or None, is more better?).
 FIGURES = [
     ("TTFT error at 100 streams, p50", "exact-100", "ttft_error_p50_ms", "ms", 0.5, False),
     ("TTFT error at 100 streams, p99", "exact-100", "ttft_error_p99_ms", "ms", 3, False),
     ("TTFT error at 1,000 streams, p50", "exact-1000", "ttft_error_p50_ms", "ms", 3, False),
     ("TTFT error at 1,000 streams, p99", "exact-1000", "ttft_error_p99_ms", "ms", 10, False),
+    ("ITL error at 1,000 streams, p50", "exact-1000", "itl_error_p50_us", "us", None, False),
+    ("ITL error at 1,000 streams, p99", "exact-1000", "itl_error_p99_us", "us", None, False),
     ("streams delivered of 1,000 asked for (64 tokens at 10 ms)", "exact-1000", "delivered", "", 930, True),
     ("client's cores meanwhile", "exact-1000", "client_cores", "cores", 1, False),
     ("peak memory at 1,000 streams", "exact-1000", "peak_mib", "MiB", 50e6 / 2**20, False),
@@ -100,8 +103,7 @@ class Mock:
 
     def __init__(self, args, case):
         flags = [str(flag) for flag in case["mock"]]
-        # The told TTFT takes the place of the prompt's count, which a zero-delay case needs for nothing.
-        self.command = [str(args.mock), *flags, *(["--tell-ttft"] if case["mock"] is TIMED else [])]
+        self.command = [str(args.mock), *flags, *(["--tell-times"] if case["mock"] is TIMED else [])]
 
     def __enter__(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
@@ -251,9 +253,12 @@ def read_report(report, watch, told):
         "dispatch_p99_ms": percentile(late, 0.99),
     }
     if told:
-        errors = [abs(r["time_to_first_token_ms"] - r["input_metrics"]["text_tokens"] / 1e3) for r in good]
-        numbers.update({f"ttft_error_p{p}_ms": percentile(errors, p / 100) for p in (50, 99)},
-                       ttft_error_max_ms=max(errors))
+        ttft_ms = [abs(r["time_to_first_token_ms"] - r["input_metrics"]["text_tokens"] / 1e3) for r in good]
+        itl_us = [abs(r["inter_token_latency_ms"] * 1e3 - r["input_metrics"]["cached_tokens"]
+                      / (r["output_metrics"]["text_tokens"] - 1)) for r in good]
+        for p in (50, 99, 100):
+            numbers[f"ttft_error_p{p}_ms"] = percentile(ttft_ms, p / 100)
+            numbers[f"itl_error_p{p}_us"] = percentile(itl_us, p / 100)
     health = report["benchmarks"][0].get("powerband", {}).get("client")
     return {**numbers, **({"health": health} if health else {})}
 
@@ -289,7 +294,7 @@ def summarise(runs):
         if ours is None and theirs is None:
             continue
         ratio = (ours / theirs if more else theirs / ours) if ours and theirs else None
-        met = None if ours is None else ours >= target if more else ours <= target
+        met = None if None in (ours, target) else ours >= target if more else ours <= target
         rows.append({"title": title, "case": case, "key": key, "unit": unit, "target": target, "more_is_better": more,
                      OURS: ours, THEIRS: theirs, "times_better": ratio, "met": met})
     return rows
@@ -302,7 +307,8 @@ def table(header, rows):
 
 def markdown(result):
     host = result["machine"]
-    figures = [[row["title"], ("at least " if row["more_is_better"] else "at most ") + number(row["target"]),
+    figures = [[row["title"], "-" if row["target"] is None else
+                ("at least " if row["more_is_better"] else "at most ") + number(row["target"]),
                 f"{number(row[OURS])} {row['unit']}".strip(), {True: "yes", False: "**no**", None: "-"}[row["met"]],
                 number(row[THEIRS]), number(row["times_better"])] for row in result["summary"]]
     cases = []

@@ -3,11 +3,12 @@
 //! the whole answer at once. What it really did it tells too:
 //!
 //! - `GET /mock`: requests so far, when the first came, how late tokens left; then counts from zero.
-//! - with `--tell-ttft`, `usage.prompt_tokens` of an answer of several tokens is not a count but the true
-//!   time, in microseconds, from the request's arrival to the sending of the first token: any client's
-//!   results then hold, for each request, the truth beside what the client measured.
+//! - with `--tell-times`, the `usage` of an answer of several tokens holds no counts but true times in
+//!   microseconds: `prompt_tokens` is that from the request's arrival to the sending of the first token,
+//!   `cached_tokens` that from the first to the last. Any client's results then hold, for each request, the
+//!   truth beside what the client measured.
 //!
-//! Usage: `mock [--port 0] [--ttft-ms 100] [--itl-ms 10] [--threads 1] [--tell-ttft]`; the first line on
+//! Usage: `mock [--port 0] [--ttft-ms 100] [--itl-ms 10] [--threads 1] [--tell-times]`; the first line on
 //! stdout is the address.
 
 use std::collections::BTreeMap;
@@ -29,7 +30,7 @@ mod system;
 struct Settings {
     ttft: Duration,
     itl: Duration,
-    tell_ttft: bool,
+    tell_times: bool,
 }
 
 fn flag(name: &str, default: f64) -> f64 {
@@ -42,7 +43,7 @@ fn main() -> std::io::Result<()> {
     let settings = Settings {
         ttft: Duration::from_secs_f64(flag("--ttft-ms", 100.0) / 1e3),
         itl: Duration::from_secs_f64(flag("--itl-ms", 10.0) / 1e3),
-        tell_ttft: std::env::args().any(|a| a == "--tell-ttft"),
+        tell_times: std::env::args().any(|a| a == "--tell-times"),
     };
     let mock = Arc::new(Mock {
         settings,
@@ -154,10 +155,10 @@ fn chunk(event: &str) -> String {
 }
 
 /// What follows the last token.
-fn end(prompt_tokens: u64, tokens: u64) -> String {
+fn end(prompt_tokens: u64, cached_tokens: u64, tokens: u64) -> String {
     let total = prompt_tokens + tokens;
     chunk(&format!(
-        r#"{{"id":"cmpl-1","object":"text_completion","created":1,"model":"mock","choices":[],"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{tokens},"total_tokens":{total}}}}}"#
+        r#"{{"id":"cmpl-1","object":"text_completion","created":1,"model":"mock","choices":[],"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{tokens},"total_tokens":{total},"prompt_tokens_details":{{"cached_tokens":{cached_tokens}}}}}}}"#
     )) + &chunk("[DONE]")
         + "0\r\n\r\n"
 }
@@ -189,6 +190,7 @@ struct Answer {
     prompt_tokens: u64,
     sent: u64,
     arrived: Instant,
+    first_sent: Instant,
     due: Instant,
 }
 
@@ -234,8 +236,8 @@ impl Answer {
     /// Send a token, and the end behind the last one. Is there another to come?
     fn send_next(&mut self, mock: &Mock, now: Instant) -> bool {
         let wording = &mock.wording[usize::from(self.chat)];
-        if self.sent == 0 && mock.settings.tell_ttft && self.tokens > 1 {
-            self.prompt_tokens = (now - self.arrived).as_micros() as u64;
+        if self.sent == 0 {
+            self.first_sent = now;
         }
         let token = wording.token(self.sent, self.tokens);
         self.sent += 1;
@@ -243,7 +245,16 @@ impl Answer {
         if self.sent < self.tokens {
             return write(&self.socket, token.as_bytes());
         }
-        let last = [token, &end(self.prompt_tokens, self.tokens)].concat();
+        let (prompt, cached) = match mock.settings.tell_times && self.tokens > 1 {
+            true => (self.first_sent - self.arrived, now - self.first_sent),
+            false => (Duration::from_micros(self.prompt_tokens), Duration::ZERO),
+        };
+        let end = end(
+            prompt.as_micros() as u64,
+            cached.as_micros() as u64,
+            self.tokens,
+        );
+        let last = [token, &end].concat();
         write(&self.socket, last.as_bytes());
         false
     }
@@ -305,13 +316,14 @@ impl Mock {
                 write(&socket, answer.as_bytes());
             } else {
                 let (chat, tokens, prompt_tokens) = request.wants();
-                let mut answer = Answer {
+                let answer = Answer {
                     socket: socket.clone(),
                     chat,
                     tokens,
                     prompt_tokens,
                     sent: 0,
                     arrived: arrived.0,
+                    first_sent: arrived.0,
                     due: arrived.0 + self.settings.ttft,
                 };
                 if tokens > 1 {
@@ -322,16 +334,13 @@ impl Mock {
                 if !(self.settings.ttft.is_zero() && self.settings.itl.is_zero()) {
                     let _ = due.send(answer);
                 } else {
-                    if self.settings.tell_ttft && tokens > 1 {
-                        answer.prompt_tokens = arrived.0.elapsed().as_micros() as u64;
-                    }
-                    let asked = (answer.prompt_tokens, tokens, chat);
+                    let asked = (prompt_tokens, tokens, chat);
                     if answered != asked {
                         answered = asked;
                         whole.clear();
                         let wording = &self.wording[usize::from(chat)];
                         (0..tokens).for_each(|i| whole.push_str(wording.token(i, tokens)));
-                        let _ = whole.write_str(&end(answer.prompt_tokens, tokens));
+                        let _ = whole.write_str(&end(prompt_tokens, 0, tokens));
                     }
                     write(&socket, whole.as_bytes());
                 }

@@ -39,6 +39,19 @@ pub(crate) struct Counters {
     pub cpu_ns: AtomicU64,
     /// The latest that a thread woke since the display last asked, us.
     pub late_us: AtomicU64,
+    /// Connections opened, and what opening them took: all together and the longest.
+    pub connections: AtomicU64,
+    pub connect_us: AtomicU64,
+    pub connect_max_us: AtomicU64,
+}
+
+impl Counters {
+    /// A connection stands after so many nanoseconds.
+    fn connected(&self, took_ns: u64) {
+        self.connections.fetch_add(1, Relaxed);
+        self.connect_us.fetch_add(took_ns / 1000, Relaxed);
+        self.connect_max_us.fetch_max(took_ns / 1000, Relaxed);
+    }
 }
 
 /// All that clients share.
@@ -167,11 +180,13 @@ impl Client {
         loop {
             let mut connection = match self.connection.take() {
                 Some(connection) => connection,
-                None => shared
-                    .connector
-                    .open(shared.clock)
-                    .await
-                    .map_err(Failure::Connect)?,
+                None => {
+                    let begun_ns = shared.clock.now_ns();
+                    let opened = shared.connector.open(shared.clock).await;
+                    let connection = opened.map_err(Failure::Connect)?;
+                    shared.counters.connected(shared.clock.now_ns() - begun_ns);
+                    connection
+                }
             };
             let kept = connection.served > 0;
             record.sent_ns = shared.clock.now_ns();

@@ -1,8 +1,10 @@
 //! Is the client itself the limit? Its threads' CPU time, how late they wake and read, and how long its
 //! clients lay idle between requests.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use crate::client::Counters;
 use crate::distribution::summarize;
 use crate::read_lag::ReadLags;
 use crate::record::{ClientHealth, LevelResult, RequestRecord};
@@ -45,7 +47,11 @@ pub(crate) fn thread_cpu() -> Duration {
 }
 
 /// Judge the client by its threads and by the level that it drove.
-pub(crate) fn judge(level: &LevelResult, threads: &[ThreadHealth]) -> ClientHealth {
+pub(crate) fn judge(
+    level: &LevelResult,
+    threads: &[ThreadHealth],
+    counters: &Counters,
+) -> ClientHealth {
     let wall = level.duration_s.max(1e-9);
     let shares: Vec<f64> = threads.iter().map(|t| t.cpu.as_secs_f64() / wall).collect();
     let busiest = shares.iter().copied().fold(0.0, f64::max);
@@ -89,19 +95,26 @@ pub(crate) fn judge(level: &LevelResult, threads: &[ThreadHealth]) -> ClientHeal
     }
     // A cap on an open loop makes requests wait on purpose: that is the load shape, not the client.
     let waits_by_design = level.strategy.open_loop() && level.strategy.concurrency().is_some();
-    let idle = delay_s / (delay_s + latency_s).max(1e-9);
-    if idle > IDLE_SHARE && delay_s > 0.001 && !waits_by_design {
+    // Nor is it the client that makes opening a connection take long.
+    let connect_s = counters.connect_us.load(Relaxed) as f64 / 1e6;
+    let own_delay_s = (delay_s - connect_s / good.len().max(1) as f64).max(0.0);
+    let idle = own_delay_s / (delay_s + latency_s).max(1e-9);
+    if idle > IDLE_SHARE && own_delay_s > 0.001 && !waits_by_design {
         reasons.push(format!(
             "requests left {:.1} ms late on average, {:.0} % of their time",
-            delay_s * 1e3,
+            own_delay_s * 1e3,
             idle * 100.0
         ));
     }
+    let connections = counters.connections.load(Relaxed);
     ClientHealth {
         cpu_share: shares.iter().sum(),
         loop_lag_p99_ms: lag_p99,
         client_lag,
         dispatch_delay_mean_ms: delay_s * 1e3,
+        connections,
+        connect_mean_ms: connect_s * 1e3 / connections.max(1) as f64,
+        connect_max_ms: counters.connect_max_us.load(Relaxed) as f64 / 1e3,
         limited: !reasons.is_empty(),
         reason: reasons.join("; "),
     }
@@ -141,13 +154,17 @@ mod tests {
         thread
     }
 
+    fn judged(level: &LevelResult, threads: &[ThreadHealth]) -> ClientHealth {
+        judge(level, threads, &Counters::default())
+    }
+
     #[test]
     fn a_client_at_ease() {
-        let health = judge(&level(0), &[thread(200, 0.3), thread(300, 0.2)]);
+        let health = judged(&level(0), &[thread(200, 0.3), thread(300, 0.2)]);
         assert!(!health.limited, "{}", health.reason);
         assert!((health.cpu_share - 0.5).abs() < 1e-9);
         assert_eq!((health.loop_lag_p99_ms, health.client_lag), (0.3, None));
-        let lag = judge(&level(0), &[reader(1), reader(2)])
+        let lag = judged(&level(0), &[reader(1), reader(2)])
             .client_lag
             .unwrap();
         assert_eq!(
@@ -172,7 +189,7 @@ mod tests {
                 "33 % of their time",
             ),
         ] {
-            let health = judge(&level, &threads);
+            let health = judged(&level, &threads);
             assert!(
                 health.limited && health.reason.contains(words),
                 "{}",
@@ -180,7 +197,7 @@ mod tests {
             );
         }
         // 6 ms of lag are nothing beside a TTFT of 40 ms.
-        assert!(!judge(&level(0), &[thread(0, 6.0)]).limited);
+        assert!(!judged(&level(0), &[thread(0, 6.0)]).limited);
         let capped = LevelResult {
             strategy: Strategy::Constant {
                 rate: 1.0,
@@ -188,7 +205,26 @@ mod tests {
             },
             ..level(50)
         };
-        assert!(!judge(&capped, &[]).limited);
+        assert!(!judged(&capped, &[]).limited);
+    }
+
+    #[test]
+    fn a_slow_handshake_is_not_the_clients_doing() {
+        let counters = Counters::default();
+        counters.connections.store(2, Relaxed);
+        counters.connect_us.store(49_500, Relaxed);
+        counters.connect_max_us.store(49_000, Relaxed);
+        let health = judge(&level(50), &[], &counters);
+        assert!(!health.limited, "{}", health.reason);
+        assert_eq!(
+            (
+                health.connections,
+                health.connect_mean_ms,
+                health.connect_max_ms
+            ),
+            (2, 24.75, 49.0)
+        );
+        assert_eq!(health.dispatch_delay_mean_ms, 50.0);
     }
 
     #[test]

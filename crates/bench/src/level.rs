@@ -340,7 +340,7 @@ fn result(
     level
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));
-    level.client = health::judge(&level, &threads);
+    level.client = health::judge(&level, &threads, &shared.client.counters);
     level
 }
 

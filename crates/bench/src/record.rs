@@ -261,8 +261,18 @@ pub struct ClientHealth {
     /// that lateness in reading counts as the server's time.
     #[serde(default)]
     pub client_lag: Option<ClientLag>,
-    /// Mean delay from when a request was due to when it was sent, ms.
+    /// Mean delay from when a request was due to when it was sent, ms; opening a connection, where one was
+    /// needed, is part of it.
     pub dispatch_delay_mean_ms: f64,
+    /// Connections opened.
+    #[serde(default)]
+    pub connections: u64,
+    /// Mean time that opening one took (TCP, and TLS where it is used), ms.
+    #[serde(default)]
+    pub connect_mean_ms: f64,
+    /// The longest, ms. About a second means that the server's queue of new connections was full.
+    #[serde(default)]
+    pub connect_max_ms: f64,
     /// The client was the limit: say so everywhere and draw no knee.
     pub limited: bool,
     /// Why we think so; empty if not limited.
