@@ -2,16 +2,23 @@
 
 use crate::chunk;
 use crate::http1::{Decoder, parse_head};
+use crate::repeat::ChunkParser;
 use crate::sse::SseParser;
 
 /// What the bytes of one response hold, read `piece` bytes at a time: its events, and why reading
-/// ended before the bytes did, if so.
+/// ended before the bytes did, if so. In pieces, chunks are parsed as in a level, with a memory of the one
+/// before; all at once without. Neither must matter.
 pub fn response(bytes: &[u8], piece: usize) -> (Vec<String>, Option<String>) {
     let mut events = Vec::new();
+    let mut memory = (piece < bytes.len()).then(ChunkParser::default);
     let problem = read(bytes, piece.max(1), &mut |data| {
         let mut text = String::new();
         chunk::append_text(data, &mut text);
-        events.push(format!("{:?} {text}", chunk::parse(data)));
+        let parsed = match &mut memory {
+            Some(parser) => parser.parse(data),
+            None => chunk::parse(data),
+        };
+        events.push(format!("{parsed:?} {text}"));
         Ok(())
     });
     (events, problem.err())

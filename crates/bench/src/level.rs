@@ -22,8 +22,10 @@ use crate::worker::{Duty, LevelShared, WorkerReport, work};
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// How often a thread's lateness is measured.
 const PULSE_EVERY: Duration = Duration::from_millis(10);
-/// Streams that one thread carries without being late.
-const STREAMS_PER_THREAD: usize = 512;
+/// Streams that one thread carries without being late, at hundreds of tokens a second each.
+const STREAMS_PER_THREAD: usize = 128;
+/// Streams where the load shape sets no number.
+const STREAMS_UNLESS_ASKED: usize = 512;
 /// Why a level that ran its full time has ended: complete, as far as `--resume` is concerned.
 pub(crate) const TIME_LIMIT: &str = "time limit reached";
 /// Why a level that the user cut off has ended.
@@ -185,7 +187,7 @@ impl Threads {
         let streams = plan
             .strategy
             .concurrency()
-            .map_or(requests.min(STREAMS_PER_THREAD), |c| c.min(requests));
+            .map_or(requests.min(STREAMS_UNLESS_ASKED), |c| c.min(requests));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let count = prepared
             .config
