@@ -4,7 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::column::{Column, Weight, Weighted};
 use crate::special::{binomial_cdf, t_quantile};
+use crate::spill::Sorted;
 
 /// The level of every confidence interval here.
 pub const CONFIDENCE: f64 = 0.95;
@@ -51,21 +53,28 @@ pub type Percentiles = PerPercentile<f64>;
 /// Intervals of percentiles; `None` where the sample is too small.
 pub type PercentileIntervals = PerPercentile<Option<ConfidenceInterval>>;
 
+/// The percentiles that are reported, as fractions.
+const FRACTIONS: [f64; 11] = [
+    0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999,
+];
+
 impl<T: Default> PerPercentile<T> {
-    /// Ask `of` for each percentile, given as a fraction.
-    fn from_fn(mut of: impl FnMut(f64) -> T) -> Self {
+    /// From one `T` for each of [`FRACTIONS`].
+    fn from_list(list: impl IntoIterator<Item = T>) -> Self {
+        let mut list = list.into_iter();
+        let mut next = || list.next().unwrap_or_default();
         PerPercentile {
-            p001: of(0.001),
-            p01: of(0.01),
-            p05: of(0.05),
-            p10: of(0.1),
-            p25: of(0.25),
-            p50: of(0.5),
-            p75: of(0.75),
-            p90: of(0.9),
-            p95: of(0.95),
-            p99: of(0.99),
-            p999: of(0.999),
+            p001: next(),
+            p01: next(),
+            p05: next(),
+            p10: next(),
+            p25: next(),
+            p50: next(),
+            p75: next(),
+            p90: next(),
+            p95: next(),
+            p99: next(),
+            p999: next(),
         }
     }
 }
@@ -103,47 +112,94 @@ pub struct DistributionSummary {
 
 /// Summarise values of equal weight. NaN and infinite values are left out.
 pub fn summarize(values: &[f64]) -> DistributionSummary {
-    let pairs: Vec<(f64, f64)> = values.iter().map(|v| (*v, 1.0)).collect();
-    summarize_weighted(&pairs)
+    let mut column = Column::in_memory();
+    values.iter().for_each(|value| column.push(*value));
+    column.summary()
 }
 
 /// Summarise (value, weight) pairs: each value counts as often as its weight says (an ITL by its
 /// tokens, a rate by its seconds). Intervals treat each pair as one observation and are given only
 /// where all weights are equal, as otherwise the pairs are not a sample of the same thing.
 pub fn summarize_weighted(pairs: &[(f64, f64)]) -> DistributionSummary {
-    let mut sorted: Vec<(f64, f64)> = pairs
-        .iter()
-        .copied()
-        .filter(|(value, weight)| value.is_finite() && weight.is_finite() && *weight >= 0.0)
-        .collect();
-    if sorted.is_empty() {
-        return DistributionSummary::default();
+    let mut column = Column::in_memory();
+    for (value, weight) in pairs {
+        column.push_weighted(*value, *weight);
     }
-    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let observations: Vec<f64> = sorted.iter().map(|p| p.0).collect();
-    let weight = sorted[0].1;
-    let same_weight = weight > 0.0 && sorted.iter().all(|p| p.1 == weight);
-    let mut total: f64 = sorted.iter().map(|p| p.1).sum();
-    let count = total.round() as u64;
-    if total <= 1e-6 {
-        // Nothing has weight: all values count the same.
-        sorted.iter_mut().for_each(|p| p.1 = 1.0);
-        total = sorted.len() as f64;
+    column.summary()
+}
+
+/// Summarise finite values with weights of 0 or more, sorted by value. They are read twice and never
+/// held: there may be more of them than memory.
+///
+/// # Errors
+/// If they cannot be read.
+pub(crate) fn summary_of(
+    sorted: &Sorted<Weighted>,
+    kind: Weight,
+) -> std::io::Result<DistributionSummary> {
+    let sums = Sums::of(sorted, kind)?;
+    if sums.observations == 0 {
+        return Ok(DistributionSummary::default());
     }
-    sorted.retain(|p| p.1 > 0.0);
-    let mean = sorted.iter().map(|(v, w)| v * w).sum::<f64>() / total;
-    let variance = sorted
-        .iter()
-        .map(|(v, w)| (v - mean).powi(2) * w)
-        .sum::<f64>()
-        / total;
-    let percentiles = percentiles(&sorted, total);
-    let (min, max) = (sorted[0].0, sorted[sorted.len() - 1].0);
-    let intervals = same_weight && observations.len() > 1;
-    DistributionSummary {
+    // Nothing has weight: all values count the same.
+    let even = sums.weight <= 1e-6;
+    let (total, sum) = match even {
+        true => (sums.observations as f64, sums.values),
+        false => (sums.weight, sums.weighted),
+    };
+    let (mean, count) = (sum / total, sums.weight.round() as u64);
+    let intervals = sums.same_weight && sums.observations > 1;
+    let ranks = FRACTIONS.map(|q| {
+        intervals
+            .then(|| percentile_ranks(sums.observations, q))
+            .flatten()
+    });
+    let mut wanted: Vec<u64> = ranks.iter().flatten().flat_map(|r| [r.0, r.1]).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+
+    let mut at_rank: Vec<f64> = Vec::with_capacity(wanted.len());
+    let mut percentiles: Vec<f64> = Vec::with_capacity(FRACTIONS.len());
+    let (mut squares, mut cumulative, mut seen) = (0.0, 0.0, 0u64);
+    let mut ends: Option<(f64, f64)> = None;
+    let mut mode = Mode::default();
+    for pair in sorted.iter() {
+        let (value, weight) = *pair?;
+        seen += kind.observations(weight);
+        while wanted.get(at_rank.len()).is_some_and(|rank| *rank < seen) {
+            at_rank.push(value);
+        }
+        let weight = if even { 1.0 } else { weight };
+        if weight <= 0.0 {
+            continue;
+        }
+        ends = Some((ends.map_or(value, |e| e.0), value));
+        squares += (value - mean).powi(2) * weight;
+        mode.add(value, weight);
+        cumulative += weight;
+        // A hair below, so that rounding in the sum does not skip the value that reaches it exactly.
+        while FRACTIONS
+            .get(percentiles.len())
+            .is_some_and(|q| q * total * (1.0 - 1e-12) <= cumulative)
+        {
+            percentiles.push(value);
+        }
+    }
+    let (min, max) = ends.unwrap_or_default();
+    percentiles.resize(FRACTIONS.len(), max);
+    let percentiles = Percentiles::from_list(percentiles);
+    let variance = squares / total;
+    let rank = |rank: u64| Some(*at_rank.get(wanted.binary_search(&rank).ok()?)?);
+    let bounds = |(lower, upper)| {
+        Some(ConfidenceInterval {
+            lower: rank(lower)?,
+            upper: rank(upper)?,
+        })
+    };
+    Ok(DistributionSummary {
         mean,
         median: percentiles.p50,
-        mode: mode(&sorted),
+        mode: mode.finish(),
         variance,
         std_dev: variance.sqrt(),
         min,
@@ -151,42 +207,89 @@ pub fn summarize_weighted(pairs: &[(f64, f64)]) -> DistributionSummary {
         count,
         total_sum: mean * count as f64,
         percentiles,
-        mean_ci: intervals.then(|| mean_interval(observations.len(), mean, variance)),
+        mean_ci: intervals.then(|| mean_interval(sums.observations, mean, variance)),
         percentile_cis: intervals
-            .then(|| PerPercentile::from_fn(|q| percentile_interval(&observations, q))),
-    }
-}
-
-/// The smallest value whose cumulative weight reaches each percentile.
-fn percentiles(sorted: &[(f64, f64)], total: f64) -> Percentiles {
-    let mut cumulative = Vec::with_capacity(sorted.len());
-    let mut sum = 0.0;
-    for (_, weight) in sorted {
-        sum += weight;
-        cumulative.push(sum);
-    }
-    Percentiles::from_fn(|q| {
-        // A hair below, so that rounding in the sum does not skip the value that reaches it exactly.
-        let target = q * total * (1.0 - 1e-12);
-        let at = cumulative.partition_point(|c| *c < target);
-        sorted[at.min(sorted.len() - 1)].0
+            .then(|| PerPercentile::from_list(ranks.map(|r| r.and_then(bounds)))),
     })
 }
 
-/// The value with the most weight, the smallest of several.
-fn mode(sorted: &[(f64, f64)]) -> f64 {
-    let (mut best, mut best_weight) = (sorted[0].0, 0.0);
-    for run in sorted.chunk_by(|a, b| a.0 == b.0) {
-        let weight: f64 = run.iter().map(|p| p.1).sum();
-        if weight > best_weight * (1.0 + 1e-12) {
-            (best, best_weight) = (run[0].0, weight);
+impl Weight {
+    /// How many observations a pair of this weight is.
+    fn observations(self, weight: f64) -> u64 {
+        match self {
+            Weight::Share => 1,
+            Weight::Times => weight as u64,
         }
     }
-    best
+}
+
+/// What the first reading of a column finds.
+struct Sums {
+    observations: u64,
+    weight: f64,
+    weighted: f64,
+    values: f64,
+    /// Does every observation count the same, and does it count?
+    same_weight: bool,
+}
+
+impl Sums {
+    fn of(sorted: &Sorted<Weighted>, kind: Weight) -> std::io::Result<Sums> {
+        let mut sums = Sums {
+            observations: 0,
+            weight: 0.0,
+            weighted: 0.0,
+            values: 0.0,
+            same_weight: true,
+        };
+        let mut first = None;
+        for pair in sorted.iter() {
+            let (value, weight) = *pair?;
+            sums.observations += kind.observations(weight);
+            sums.weight += weight;
+            sums.weighted += value * weight;
+            sums.values += value;
+            let same = weight > 0.0 && weight == *first.get_or_insert(weight);
+            sums.same_weight &= same || kind == Weight::Times;
+        }
+        Ok(sums)
+    }
+}
+
+/// The value with the most weight, the smallest of several; values come in order.
+#[derive(Default)]
+struct Mode {
+    run: Option<(f64, f64)>,
+    best: (f64, f64),
+}
+
+impl Mode {
+    fn add(&mut self, value: f64, weight: f64) {
+        match &mut self.run {
+            Some(run) if run.0 == value => run.1 += weight,
+            _ => {
+                self.close();
+                self.run = Some((value, weight));
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(run) = self.run.take()
+            && run.1 > self.best.1 * (1.0 + 1e-12)
+        {
+            self.best = run;
+        }
+    }
+
+    fn finish(mut self) -> f64 {
+        self.close();
+        self.best.0
+    }
 }
 
 /// Student's t interval of a mean, from the population variance of n values.
-fn mean_interval(n: usize, mean: f64, variance: f64) -> ConfidenceInterval {
+fn mean_interval(n: u64, mean: f64, variance: f64) -> ConfidenceInterval {
     let unbiased = variance * n as f64 / (n - 1) as f64;
     let half = t_quantile(0.5 + CONFIDENCE / 2.0, (n - 1) as f64) * (unbiased / n as f64).sqrt();
     ConfidenceInterval {
@@ -195,10 +298,9 @@ fn mean_interval(n: usize, mean: f64, variance: f64) -> ConfidenceInterval {
     }
 }
 
-/// The two observations between which the q-quantile lies with 95 %: how many of n values fall
-/// below it is binomial, whatever the distribution. `None` where n is too small for both bounds.
-fn percentile_interval(sorted: &[f64], q: f64) -> Option<ConfidenceInterval> {
-    let n = sorted.len() as u64;
+/// The ranks (from 0) of the two observations between which the q-quantile lies with 95 %: how many of
+/// n values fall below it is binomial, whatever the distribution. `None` where n is too small for both.
+fn percentile_ranks(n: u64, q: f64) -> Option<(u64, u64)> {
     let tail = (1.0 - CONFIDENCE) / 2.0;
     // The first rank whose binomial CDF is above / at least the bound.
     let first = |holds: &dyn Fn(f64) -> bool| {
@@ -215,10 +317,7 @@ fn percentile_interval(sorted: &[f64], q: f64) -> Option<ConfidenceInterval> {
     };
     let lower = first(&|cdf| cdf > tail).checked_sub(1)?;
     let upper = first(&|cdf| cdf >= 1.0 - tail);
-    Some(ConfidenceInterval {
-        lower: *sorted.get(lower as usize)?,
-        upper: *sorted.get(upper as usize)?,
-    })
+    (upper < n).then_some((lower, upper))
 }
 
 #[cfg(test)]

@@ -82,6 +82,14 @@ pub enum BenchError {
         /// Why.
         source: std::io::Error,
     },
+    /// The requests of a level, too many for memory, cannot be kept on the disk.
+    #[error("cannot keep the requests of a level in {}: {problem}\nhint: levels finished before are complete; free space, pass another --output-dir (or, without one, set TMPDIR), then --resume", folder.display())]
+    Scratch {
+        /// Folder of the temporary file.
+        folder: PathBuf,
+        /// Why.
+        problem: String,
+    },
     /// A file cannot be read.
     #[error("cannot read {}: {problem}", path.display())]
     Read {

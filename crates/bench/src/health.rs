@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::client::Counters;
+use crate::column::Column;
 use crate::distribution::summarize;
 use crate::read_lag::ReadLags;
-use crate::record::{ClientHealth, LevelResult, RequestRecord};
+use crate::record::{ClientHealth, LevelResult};
 
 /// A thread that works more than this share of the time cannot be trusted to be on time.
 const BUSY: f64 = 0.85;
@@ -63,15 +64,17 @@ pub(crate) fn judge(
     let mut reads = ReadLags::default();
     threads.iter().for_each(|t| reads.merge(&t.reads));
     let client_lag = reads.summary();
-    let good: Vec<&RequestRecord> = level.requests.iter().filter(|r| r.successful()).collect();
-    let mean = |of: fn(&RequestRecord) -> f64| {
-        good.iter().map(|r| of(r)).sum::<f64>() / good.len().max(1) as f64
-    };
-    let (delay_s, latency_s) = (
-        mean(RequestRecord::dispatch_delay_s),
-        mean(RequestRecord::e2e_s),
-    );
-    let ttft = summarize(&good.iter().filter_map(|r| r.ttft_ms()).collect::<Vec<_>>()).median;
+    let good = level.requests.totals().successful;
+    let (mut delay_s, mut latency_s) = (0.0, 0.0);
+    let mut ttft = Column::new(level.requests.scratch());
+    for r in level.requests.iter().filter(|r| r.successful()) {
+        delay_s += r.dispatch_delay_s() / good as f64;
+        latency_s += r.e2e_s() / good as f64;
+        if let Some(ttft_ms) = r.ttft_ms() {
+            ttft.push(ttft_ms);
+        }
+    }
+    let ttft = ttft.summary().median;
 
     let mut reasons = Vec::new();
     // Below this a level is over before CPU time means anything.
@@ -81,7 +84,7 @@ pub(crate) fn judge(
             busiest * 100.0
         ));
     }
-    let too_late = |lag_ms: f64| lag_ms > LAG_FLOOR_MS.max(LAG_SHARE * ttft) && !good.is_empty();
+    let too_late = |lag_ms: f64| lag_ms > LAG_FLOOR_MS.max(LAG_SHARE * ttft) && good > 0;
     if too_late(lag_p99) {
         reasons.push(format!(
             "its event loop woke up to {lag_p99:.1} ms late (p99; median TTFT {ttft:.1} ms)"
@@ -97,7 +100,7 @@ pub(crate) fn judge(
     let waits_by_design = level.strategy.open_loop() && level.strategy.concurrency().is_some();
     // Nor is it the client that makes opening a connection take long.
     let connect_s = counters.connect_us.load(Relaxed) as f64 / 1e6;
-    let own_delay_s = (delay_s - connect_s / good.len().max(1) as f64).max(0.0);
+    let own_delay_s = (delay_s - connect_s / good.max(1) as f64).max(0.0);
     let idle = own_delay_s / (delay_s + latency_s).max(1e-9);
     if idle > IDLE_SHARE && own_delay_s > 0.001 && !waits_by_design {
         reasons.push(format!(
@@ -123,7 +126,7 @@ pub(crate) fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Outcome, Strategy};
+    use crate::record::{Outcome, RequestRecord, Strategy};
 
     fn level(delay_ms: u64) -> LevelResult {
         let request = RequestRecord {
@@ -135,7 +138,7 @@ mod tests {
         };
         LevelResult {
             duration_s: 1.0,
-            requests: vec![request],
+            requests: vec![request].into(),
             ..LevelResult::empty(Strategy::Concurrent { streams: 1 })
         }
     }

@@ -13,10 +13,14 @@ use crate::clock::Clock;
 use crate::config::{Limits, Phase};
 use crate::error::BenchError;
 use crate::health::{self, ThreadHealth};
+use crate::metrics::{nth_end_ns, seconds};
 use crate::preflight::Prepared;
-use crate::record::{LevelResult, RequestRecord, Strategy, TokenSource};
+use crate::record::{LevelResult, Strategy, TokenSource};
+use crate::recorder::Recording;
+use crate::requests::Gathering;
 use crate::schedule::{Gaps, pace};
-use crate::worker::{Duty, LevelShared, WorkerReport, work};
+use crate::spill::Scratch;
+use crate::worker::{Duty, LevelShared, work};
 
 /// How often the display hears of a level.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -76,7 +80,8 @@ pub(crate) struct LevelPlan<'a> {
 /// flight as incomplete.
 ///
 /// # Errors
-/// Only if threads cannot be started: failed requests are in the result.
+/// If threads cannot be started, or the disk does not take requests that are too many for memory. Failed
+/// requests are in the result.
 pub async fn run_level(
     prepared: &Prepared,
     strategy: Strategy,
@@ -104,7 +109,10 @@ pub(crate) async fn run_plan(
     let shared = Arc::new(shared(prepared, &plan));
     // If this future is dropped, the threads must not go on.
     let _stop_on_drop = StopOnDrop(shared.stop.clone());
-    let threads = Threads::start(prepared, &plan, &shared)?;
+    let folder = prepared.config.output_dir.clone();
+    let scratch = folder.map_or_else(Scratch::default, Scratch::new);
+    let recording = Recording::start(scratch, shared.stop.clone())?;
+    let threads = Threads::start(prepared, &plan, &shared, &recording)?;
 
     let limit = plan.limits.max_seconds.map(Duration::from_secs_f64);
     let deadline = tokio::time::sleep(limit.unwrap_or(Duration::from_secs(86_400 * 365)));
@@ -123,7 +131,8 @@ pub(crate) async fn run_plan(
         }
     };
     on_progress(meter.read(&shared, &plan.limits));
-    Ok(result(prepared, plan, &shared, started, reports))
+    let gathered = recording.finish().await?;
+    Ok(result(prepared, plan, &shared, started, &reports, gathered))
 }
 
 struct StopOnDrop(Cancel);
@@ -167,7 +176,7 @@ fn shared(prepared: &Prepared, plan: &LevelPlan<'_>) -> LevelShared {
 
 /// The threads of a level.
 struct Threads {
-    reports: Vec<oneshot::Receiver<std::io::Result<WorkerReport>>>,
+    reports: Vec<oneshot::Receiver<std::io::Result<ThreadHealth>>>,
     done: Arc<AtomicBool>,
 }
 
@@ -182,6 +191,7 @@ impl Threads {
         prepared: &Prepared,
         plan: &LevelPlan<'_>,
         shared: &Arc<LevelShared>,
+        recording: &Recording,
     ) -> Result<Self, BenchError> {
         let requests = usize::try_from(shared.max_requests).unwrap_or(usize::MAX);
         let streams = plan
@@ -216,10 +226,10 @@ impl Threads {
             pulses.push(pulse);
             let (report, report_in) = oneshot::channel();
             threads.reports.push(report_in);
-            let shared = shared.clone();
+            let (shared, recorder) = (shared.clone(), recording.recorder());
             spawn(&format!("bench-{worker}"), move || {
                 // Nobody listens any more only if the level was dropped.
-                let _ = report.send(work(shared, duty, pulses_in));
+                let _ = report.send(work(shared, duty, pulses_in, recorder));
             })?;
         }
         spawn("bench-pulse", move || {
@@ -237,7 +247,7 @@ impl Threads {
         Ok(threads)
     }
 
-    async fn reports(mut self) -> Result<Vec<WorkerReport>, BenchError> {
+    async fn reports(mut self) -> Result<Vec<ThreadHealth>, BenchError> {
         let mut all = Vec::new();
         for report in std::mem::take(&mut self.reports) {
             let lost = |_| std::io::Error::other("a client thread ended early");
@@ -253,7 +263,7 @@ impl Threads {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), BenchError> {
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), BenchError> {
     let thread = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(work);
@@ -305,20 +315,13 @@ fn result(
     plan: LevelPlan<'_>,
     shared: &LevelShared,
     started: SystemTime,
-    reports: Vec<WorkerReport>,
+    threads: &[ThreadHealth],
+    gathered: Gathering,
 ) -> LevelResult {
     let config = &prepared.config;
-    let mut requests = Vec::new();
-    let mut threads: Vec<ThreadHealth> = Vec::new();
-    for report in reports {
-        requests.extend(report.records);
-        threads.push(report.health);
-    }
-    requests.sort_by(|a, b| (a.sent_ns, &a.id).cmp(&(b.sent_ns, &b.id)));
     // The level begins with its first send, not with the start of its threads.
-    let start_ns = requests.first().map_or(0, |r| r.sent_ns);
-    requests.iter_mut().for_each(|r| shift(r, start_ns));
-    let duration_ns = requests.iter().map(|r| r.end_ns).max().unwrap_or(0);
+    let start_ns = gathered.first_sent_ns();
+    let requests = gathered.finish(start_ns);
     let started_unix = started
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -328,7 +331,7 @@ fn result(
         model: prepared.model.clone(),
         endpoint: config.target.endpoint.path().to_owned(),
         started_unix: started_unix + start_ns as f64 / 1e9,
-        duration_s: duration_ns as f64 / 1e9,
+        duration_s: requests.last_end_ns() as f64 / 1e9,
         requested_prompt_tokens: Some(config.data.prompt_tokens),
         requested_output_tokens: Some(config.data.output_tokens),
         fingerprint: config.fingerprint(&prepared.target, &prepared.model, &plan.strategy),
@@ -342,19 +345,8 @@ fn result(
     level
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));
-    level.client = health::judge(&level, &threads, &shared.client.counters);
+    level.client = health::judge(&level, threads, &shared.client.counters);
     level
-}
-
-/// Count a record's times from `start_ns`.
-fn shift(record: &mut RequestRecord, start_ns: u64) {
-    let move_by = |t: &mut u64| *t = t.saturating_sub(start_ns);
-    move_by(&mut record.intended_ns);
-    move_by(&mut record.sent_ns);
-    move_by(&mut record.end_ns);
-    record.first_token_ns.as_mut().map(move_by);
-    record.first_output_token_ns.as_mut().map(move_by);
-    record.last_token_ns.as_mut().map(move_by);
 }
 
 /// Length of a warm-up, or of a cool-down, seconds.
@@ -366,42 +358,69 @@ fn phase_s(phase: Phase, level: &LevelResult, at_end: bool) -> f64 {
         Phase::Share(share) => share * duration,
         Phase::Requests(0) => 0.0,
         Phase::Requests(n) => {
-            let mut ends: Vec<u64> = level.requests.iter().map(|r| r.end_ns).collect();
-            ends.sort_unstable();
-            let n = (n as usize).min(ends.len());
-            match (n, at_end) {
-                (0, _) => 0.0,
-                (_, false) => ends[n - 1] as f64 / 1e9,
-                (_, true) => duration - ends[ends.len() - n] as f64 / 1e9,
+            let n = (n as usize).min(level.requests.len());
+            match nth_end_ns(&level.requests, n, at_end) {
+                None => 0.0,
+                Some(end) if at_end => duration - seconds(end),
+                Some(end) => seconds(end),
             }
         }
     }
 }
 
+/// Counts that are not as asked.
+struct Others {
+    asked: Option<u64>,
+    number: usize,
+    low: u64,
+    high: u64,
+}
+
+impl Others {
+    fn than(asked: Option<u64>) -> Self {
+        Others {
+            asked,
+            number: 0,
+            low: u64::MAX,
+            high: 0,
+        }
+    }
+
+    fn add(&mut self, tokens: u64) {
+        if self.asked.is_some_and(|asked| asked != tokens) {
+            self.number += 1;
+            (self.low, self.high) = (self.low.min(tokens), self.high.max(tokens));
+        }
+    }
+
+    fn warning(&self, what: &str, requests: usize) -> Option<String> {
+        let asked = self.asked.filter(|_| self.number > 0)?;
+        Some(format!(
+            "{} of {requests} requests have not {asked} {what} tokens but {} to {}",
+            self.number, self.low, self.high
+        ))
+    }
+}
+
 /// What the records themselves say against the numbers.
 fn warnings(level: &LevelResult, exact_output: bool) -> Vec<String> {
-    let good: Vec<&RequestRecord> = level.requests.iter().filter(|r| r.successful()).collect();
-    let mut found = Vec::new();
-    let mut differ = |what: &str, of: fn(&RequestRecord) -> u64, asked: Option<u64>| {
-        let Some(asked) = asked else { return };
-        let others: Vec<u64> = good.iter().map(|r| of(r)).filter(|n| *n != asked).collect();
-        if let (Some(low), Some(high)) = (others.iter().min(), others.iter().max()) {
-            found.push(format!(
-                "{} of {} requests have not {asked} {what} tokens but {low} to {high}",
-                others.len(),
-                good.len()
-            ));
-        }
-    };
-    differ("prompt", |r| r.prompt_tokens, level.requested_prompt_tokens);
-    if exact_output {
-        differ("output", |r| r.output_tokens, level.requested_output_tokens);
+    let mut prompts = Others::than(level.requested_prompt_tokens);
+    let mut outputs = Others::than(level.requested_output_tokens.filter(|_| exact_output));
+    let (mut prompt, mut cached, mut chunks_counted) = (0, 0, false);
+    for r in level.requests.iter().filter(|r| r.successful()) {
+        prompts.add(r.prompt_tokens);
+        outputs.add(r.output_tokens);
+        prompt += r.prompt_tokens;
+        cached += r.cached_tokens.unwrap_or(0);
+        chunks_counted |= r.token_source == TokenSource::Chunks;
     }
-    if good.iter().any(|r| r.token_source == TokenSource::Chunks) {
+    let successful = level.requests.totals().successful;
+    let mut found = Vec::new();
+    found.extend(prompts.warning("prompt", successful));
+    found.extend(outputs.warning("output", successful));
+    if chunks_counted {
         found.push("the server sends no usage: each chunk is counted as one output token".into());
     }
-    let prompt: u64 = good.iter().map(|r| r.prompt_tokens).sum();
-    let cached: u64 = good.iter().filter_map(|r| r.cached_tokens).sum();
     // One block in common is a template; more means that prompts were known.
     if cached * 4 > prompt && prompt > 0 {
         found.push(format!(
@@ -415,6 +434,7 @@ fn warnings(level: &LevelResult, exact_output: bool) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::RequestRecord;
 
     #[test]
     fn phases_in_seconds_requests_and_shares() {
@@ -447,7 +467,7 @@ mod tests {
             token_source: TokenSource::Usage,
             ..RequestRecord::default()
         };
-        level.requests = vec![request(128, 64), request(127, 64), request(130, 10)];
+        level.requests = vec![request(128, 64), request(127, 64), request(130, 10)].into();
         let told = warnings(&level, true);
         assert_eq!(told.len(), 3, "{told:?}");
         assert!(told[0].contains("2 of 3") && told[0].contains("127 to 130"));

@@ -3,8 +3,9 @@
 //!
 //! Reading order: [`config`] and [`profile`] (what a run is to do), [`run`] (the levels of a run), `level`,
 //! `schedule` and `worker` (threads and clients), `client` (one request) on `stamped`, `connect`, `http1`, `sse` and
-//! `chunk` (bytes with their times), [`record`] (what is known of one request and of one level), [`metrics`] (the
-//! numbers that follow from it, on [`distribution`]), [`guidellm`] (the file format).
+//! `chunk` (bytes with their times), [`record`] (what is known of one request and of one level), [`requests`]
+//! (many of them, on `spill`; `recorder` takes them from the threads), [`metrics`] (the numbers that follow, on
+//! [`distribution`] and `column`), [`guidellm`] (the file format).
 
 mod body;
 mod calibrate;
@@ -12,6 +13,7 @@ mod cancel;
 mod chunk;
 mod client;
 mod clock;
+mod column;
 pub mod config;
 mod connect;
 pub mod distribution;
@@ -29,10 +31,13 @@ pub mod profile;
 mod prompts;
 mod read_lag;
 pub mod record;
+mod recorder;
 mod repeat;
+pub mod requests;
 mod run;
 mod schedule;
 mod special;
+mod spill;
 mod sse;
 mod stamped;
 mod system;
@@ -51,5 +56,6 @@ pub use profile::Profile;
 pub use record::{
     ClientHealth, ClientLag, LevelResult, Outcome, RequestRecord, Strategy, TokenSource,
 };
+pub use requests::{Requests, Totals};
 pub use run::{Event, run};
 pub use target::{Endpoint, TargetConfig, Timeouts};

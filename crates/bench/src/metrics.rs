@@ -2,8 +2,14 @@
 //! successful requests, rates over the measured window, which is first send to last byte unless a
 //! warm-up or cool-down was asked for.
 
-use crate::distribution::{DistributionSummary, summarize, summarize_weighted};
-use crate::record::{LevelResult, Outcome, RequestRecord, Strategy};
+use std::collections::BinaryHeap;
+
+use crate::column::{Column, Gaps};
+use crate::distribution::DistributionSummary;
+use crate::record::{LevelResult, RequestRecord, Strategy};
+use crate::requests::{Requests, Totals};
+use crate::spill::Scratch;
+use crate::timeline::InOrder;
 
 pub use crate::distribution::{CONFIDENCE, ConfidenceInterval, PercentileIntervals, Percentiles};
 
@@ -45,6 +51,9 @@ pub struct LevelMetrics {
     pub total_tokens_per_second: f64,
     /// Mean number of requests in flight over the window, by time, however they ended.
     pub delivered_concurrency: f64,
+    /// The most requests between their first and their last token at one moment; `None` if none had any.
+    /// A request that waits for a slot has no token yet, so this shows the slots whatever the queue.
+    pub peak_streaming: Option<u64>,
     /// The same without the ramp at both ends; `None` for fewer than [`STEADY_WAVES`] waves.
     pub steady: Option<Steady>,
 }
@@ -96,119 +105,140 @@ impl LevelMetrics {
     /// Compute the numbers of a level.
     pub fn of(level: &LevelResult) -> LevelMetrics {
         let window = window(level);
-        let all: Vec<&RequestRecord> = level
-            .requests
-            .iter()
-            .filter(|r| overlaps(r, window))
-            .collect();
-        let good: Vec<&RequestRecord> = all.iter().copied().filter(|r| r.successful()).collect();
-        let errored = all
-            .iter()
-            .filter(|r| matches!(r.outcome, Outcome::Errored(_)))
-            .count();
-        let rates = Rates::of(&good, window);
-        let gaps: Vec<f64> = good
-            .iter()
-            .flat_map(|r| r.gaps_us.iter().map(|g| f64::from(*g) / 1e3))
-            .collect();
+        let scratch = level.requests.scratch();
+        let mut totals = Totals::default();
+        let mut rates = Rates::new(window);
+        let mut in_flight = InFlight::new(window);
+        let mut tokens = TokenTimes::new(scratch);
+        let (mut latency, mut scheduled) = (Column::new(scratch), Column::new(scratch));
+        let mut gaps = Gaps::new(scratch);
+        for r in level.requests.iter().filter(|r| overlaps(r, window)) {
+            totals.add(&r.outcome);
+            in_flight.add(&r);
+            if r.successful() {
+                rates.add(&r);
+                tokens.add(&r);
+                latency.push(r.e2e_s());
+                scheduled.push(r.scheduled_latency_s());
+                r.gaps_us.iter().for_each(|gap| gaps.push(*gap));
+            }
+        }
+        let (requests, prompt, output) = rates.per_second();
+        let open_loop = level.strategy.open_loop();
         LevelMetrics {
             window_s: window.1 - window.0,
-            successful: good.len(),
-            errored,
-            incomplete: all.len() - good.len() - errored,
-            total: all.len(),
-            ttft_ms: ttft(&good),
-            itl_ms: itl(&good),
-            tpot_ms: tpot(&good),
-            latency_s: summarize(&good.iter().map(|r| r.e2e_s()).collect::<Vec<_>>()),
-            scheduled_latency_s: level.strategy.open_loop().then(|| {
-                summarize(
-                    &good
-                        .iter()
-                        .map(|r| r.scheduled_latency_s())
-                        .collect::<Vec<_>>(),
-                )
-            }),
-            gap_ms: summarize(&gaps),
-            requests_per_second: rates.requests,
-            output_tokens_per_second: rates.output,
-            prompt_tokens_per_second: rates.prompt,
-            total_tokens_per_second: rates.output + rates.prompt,
-            delivered_concurrency: mean_in_flight(&all, window),
+            successful: totals.successful,
+            errored: totals.errored,
+            incomplete: totals.incomplete,
+            total: totals.total(),
+            ttft_ms: tokens.ttft_ms.summary(),
+            itl_ms: tokens.itl_ms.summary(),
+            tpot_ms: tokens.tpot_ms.summary(),
+            latency_s: latency.summary(),
+            scheduled_latency_s: open_loop.then(|| scheduled.summary()),
+            gap_ms: gaps.summary_ms(),
+            requests_per_second: requests,
+            output_tokens_per_second: output,
+            prompt_tokens_per_second: prompt,
+            total_tokens_per_second: output + prompt,
+            delivered_concurrency: in_flight.mean(),
+            peak_streaming: peak_streaming(level),
             steady: steady(level),
         }
     }
 }
 
-/// TTFT of requests, ms.
-pub(crate) fn ttft(requests: &[&RequestRecord]) -> DistributionSummary {
-    summarize(
-        &requests
-            .iter()
-            .filter_map(|r| r.ttft_ms())
-            .collect::<Vec<_>>(),
-    )
+/// When the tokens of requests came.
+struct TokenTimes {
+    ttft_ms: Column,
+    itl_ms: Column,
+    tpot_ms: Column,
 }
 
-/// ITL of requests, ms, weighted by the tokens after the first.
-pub(crate) fn itl(requests: &[&RequestRecord]) -> DistributionSummary {
-    let values = requests
-        .iter()
-        .filter_map(|r| Some((r.itl_ms()?, (r.output_tokens - 1) as f64)));
-    summarize_weighted(&values.collect::<Vec<_>>())
+impl TokenTimes {
+    fn new(scratch: &Scratch) -> Self {
+        TokenTimes {
+            ttft_ms: Column::new(scratch),
+            itl_ms: Column::new(scratch),
+            tpot_ms: Column::new(scratch),
+        }
+    }
+
+    fn add(&mut self, r: &RequestRecord) {
+        if let Some(ttft) = r.ttft_ms() {
+            self.ttft_ms.push(ttft);
+        }
+        if let Some((itl, weight)) = weighted_itl(r) {
+            self.itl_ms.push_weighted(itl, weight);
+        }
+        if let Some((tpot, weight)) = weighted_tpot(r) {
+            self.tpot_ms.push_weighted(tpot, weight);
+        }
+    }
 }
 
-/// TPOT of requests, ms, weighted by tokens.
-pub(crate) fn tpot(requests: &[&RequestRecord]) -> DistributionSummary {
-    let values = requests
-        .iter()
-        .filter_map(|r| Some((r.tpot_ms()?, r.output_tokens as f64)));
-    summarize_weighted(&values.collect::<Vec<_>>())
+/// ITL of a request, ms, and its weight: the tokens after the first.
+pub(crate) fn weighted_itl(r: &RequestRecord) -> Option<(f64, f64)> {
+    Some((r.itl_ms()?, (r.output_tokens - 1) as f64))
 }
 
-/// Per second of a window.
+/// TPOT of a request, ms, and its weight: its tokens.
+pub(crate) fn weighted_tpot(r: &RequestRecord) -> Option<(f64, f64)> {
+    Some((r.tpot_ms()?, r.output_tokens as f64))
+}
+
+/// What requests brought within a window: a request counts where it ends, its prompt where its first
+/// token arrives, its output tokens where their chunks arrive.
 struct Rates {
-    requests: f64,
+    window: Window,
+    ended: f64,
     prompt: f64,
     output: f64,
 }
 
 impl Rates {
-    /// What these requests brought within the window: a request counts where it ends, its prompt where
-    /// its first token arrives, its output tokens where their chunks arrive.
-    fn of(requests: &[&RequestRecord], window: Window) -> Rates {
-        let inside = |t: f64| t >= window.0 && t <= window.1;
-        let (mut ended, mut prompt, mut output) = (0.0, 0.0, 0.0);
-        for r in requests {
-            ended += f64::from(u8::from(inside(seconds(r.end_ns))));
-            if inside(prompt_time(r)) {
-                prompt += r.prompt_tokens as f64;
-            }
-            output += output_events(r)
-                .filter(|e| inside(e.0))
-                .map(|e| e.1)
-                .sum::<f64>();
-        }
-        let length = (window.1 - window.0).max(1e-9);
+    fn new(window: Window) -> Self {
         Rates {
-            requests: ended / length,
-            prompt: prompt / length,
-            output: output / length,
+            window,
+            ended: 0.0,
+            prompt: 0.0,
+            output: 0.0,
         }
+    }
+
+    fn add(&mut self, r: &RequestRecord) {
+        let window = self.window;
+        let inside = |ns: u64| (window.0..=window.1).contains(&seconds(ns));
+        self.ended += f64::from(u8::from(inside(r.end_ns)));
+        if inside(prompt_time_ns(r)) {
+            self.prompt += r.prompt_tokens as f64;
+        }
+        let output = output_events(r).filter(|e| inside(e.0)).map(|e| e.1);
+        self.output += output.sum::<f64>();
+    }
+
+    /// Requests, prompt tokens and output tokens per second.
+    fn per_second(&self) -> (f64, f64, f64) {
+        let length = (self.window.1 - self.window.0).max(1e-9);
+        (
+            self.ended / length,
+            self.prompt / length,
+            self.output / length,
+        )
     }
 }
 
-/// When the prompt of a request counts as processed, s.
-pub(crate) fn prompt_time(request: &RequestRecord) -> f64 {
-    seconds(request.first_token_ns.unwrap_or(request.end_ns))
+/// When the prompt of a request counts as processed, ns.
+pub(crate) fn prompt_time_ns(request: &RequestRecord) -> u64 {
+    request.first_token_ns.unwrap_or(request.end_ns)
 }
 
 /// Into how many chunks the output of a request is spread at most: a file may claim any number.
 const MOST_CHUNKS: u64 = 1 << 20;
 
-/// (time s, tokens) of a request's output: the tokens shared evenly over the chunks, at the chunks' own
+/// (time ns, tokens) of a request's output: the tokens shared evenly over the chunks, at the chunks' own
 /// times where these are known, else evenly between the first and the last.
-pub(crate) fn output_events(request: &RequestRecord) -> impl Iterator<Item = (f64, f64)> + '_ {
+pub(crate) fn output_events(request: &RequestRecord) -> impl Iterator<Item = (u64, f64)> + '_ {
     let tokens = request.output_tokens as f64;
     let (first, last) = (
         request.first_token_ns.unwrap_or(request.end_ns),
@@ -225,16 +255,70 @@ pub(crate) fn output_events(request: &RequestRecord) -> impl Iterator<Item = (f6
         .chunk_times_ns()
         .filter(move |_| known)
         .chain(spaced.into_iter().flatten())
-        .map(move |t| (seconds(t.min(last)), tokens / chunks as f64))
+        .map(move |t| (t.min(last), tokens / chunks as f64))
 }
 
 /// Time-weighted number of requests in flight.
-fn mean_in_flight(requests: &[&RequestRecord], window: Window) -> f64 {
-    let open: f64 = requests
-        .iter()
-        .map(|r| (seconds(r.end_ns).min(window.1) - seconds(r.sent_ns).max(window.0)).max(0.0))
-        .sum();
-    open / (window.1 - window.0).max(1e-9)
+struct InFlight {
+    window: Window,
+    open_s: f64,
+}
+
+impl InFlight {
+    fn new(window: Window) -> Self {
+        InFlight {
+            window,
+            open_s: 0.0,
+        }
+    }
+
+    fn add(&mut self, r: &RequestRecord) {
+        let (start, end) = (seconds(r.sent_ns), seconds(r.end_ns));
+        self.open_s += (end.min(self.window.1) - start.max(self.window.0)).max(0.0);
+    }
+
+    fn mean(&self) -> f64 {
+        self.open_s / (self.window.1 - self.window.0).max(1e-9)
+    }
+}
+
+/// The most requests between their first and their last token at one moment, whatever became of them.
+fn peak_streaming(level: &LevelResult) -> Option<u64> {
+    let (mut now, mut peak) = (0i64, None);
+    let mut count = |((_, change), ()): ((u64, i8), ())| {
+        now += i64::from(change);
+        peak = peak.max(Some(now));
+    };
+    // Ends before starts: one request that takes over another's slot does not make two.
+    let mut order = InOrder::new();
+    for r in &level.requests {
+        order.release((r.sent_ns, i8::MIN), &mut count);
+        if let (Some(first), Some(last)) = (r.first_token_ns, r.last_token_ns) {
+            order.push((first, 1), ());
+            order.push((last.max(first), -1), ());
+        }
+    }
+    order.finish(&mut count);
+    peak.and_then(|peak| u64::try_from(peak).ok())
+}
+
+/// When the n-th request ended, ns since the level's start, or the n-th from the end; `None` if there
+/// are fewer or n is 0. Only n times are held.
+pub(crate) fn nth_end_ns(requests: &Requests, n: usize, from_the_end: bool) -> Option<u64> {
+    let mut first: BinaryHeap<u64> = BinaryHeap::new();
+    for r in requests {
+        // The first n of what is turned around are the last.
+        let key = if from_the_end { !r.end_ns } else { r.end_ns };
+        if first.len() < n {
+            first.push(key);
+        } else if let Some(mut largest) = first.peek_mut()
+            && key < *largest
+        {
+            *largest = key;
+        }
+    }
+    let key = *first.peek().filter(|_| first.len() == n)?;
+    Some(if from_the_end { !key } else { key })
 }
 
 /// The steady middle of a closed-loop level that had enough waves.
@@ -247,40 +331,39 @@ fn steady(level: &LevelResult) -> Option<Steady> {
     if clients == 0 || level.requests.len() < STEADY_WAVES.saturating_mul(clients) {
         return None;
     }
-    let mut ends: Vec<u64> = level.requests.iter().map(|r| r.end_ns).collect();
-    ends.sort_unstable();
-    let start_s = seconds(*ends.get(clients - 1)?).max(level.warmup_s);
-    let end_s = seconds(level.requests.iter().map(|r| r.sent_ns).max()?).min(window(level).1);
+    let first_wave_ns = nth_end_ns(&level.requests, clients, false)?;
+    let start_s = seconds(first_wave_ns).max(level.warmup_s);
+    let last_sent_ns = level.requests.iter().map(|r| r.sent_ns).max()?;
+    let end_s = seconds(last_sent_ns).min(window(level).1);
     if end_s <= start_s {
         return None;
     }
     let window = (start_s, end_s);
-    let overlapping: Vec<&RequestRecord> = level
-        .requests
-        .iter()
-        .filter(|r| overlaps(r, window))
-        .collect();
-    let good: Vec<&RequestRecord> = overlapping
-        .iter()
-        .copied()
-        .filter(|r| r.successful())
-        .collect();
-    let sent: Vec<&RequestRecord> = good
-        .iter()
-        .copied()
-        .filter(|r| seconds(r.sent_ns) >= start_s)
-        .collect();
-    let rates = Rates::of(&good, window);
+    let mut rates = Rates::new(window);
+    let mut in_flight = InFlight::new(window);
+    let mut tokens = TokenTimes::new(level.requests.scratch());
+    let mut sent = 0;
+    for r in level.requests.iter().filter(|r| overlaps(r, window)) {
+        in_flight.add(&r);
+        if r.successful() {
+            rates.add(&r);
+            if seconds(r.sent_ns) >= start_s {
+                sent += 1;
+                tokens.add(&r);
+            }
+        }
+    }
+    let (requests, prompt, output) = rates.per_second();
     Some(Steady {
         start_s,
         end_s,
-        requests: sent.len(),
-        requests_per_second: rates.requests,
-        output_tokens_per_second: rates.output,
-        total_tokens_per_second: rates.output + rates.prompt,
-        delivered_concurrency: mean_in_flight(&overlapping, window),
-        ttft_ms: ttft(&sent),
-        itl_ms: itl(&sent),
+        requests: sent,
+        requests_per_second: requests,
+        output_tokens_per_second: output,
+        total_tokens_per_second: output + prompt,
+        delivered_concurrency: in_flight.mean(),
+        ttft_ms: tokens.ttft_ms.summary(),
+        itl_ms: tokens.itl_ms.summary(),
     })
 }
 

@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::requests::Requests;
+
 /// How load is offered in a level.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type_", rename_all = "snake_case")]
@@ -109,7 +111,8 @@ pub enum TokenSource {
 /// is added up and divided by.
 pub(crate) const MOST_TOKENS: u64 = 1 << 32;
 
-/// One request. Times: ns since the level's start.
+/// One request. Times: ns since the level's start. It is also kept in a compact form without field names:
+/// no field may be left out when it is serialised.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestRecord {
     /// Unique in the run.
@@ -299,7 +302,7 @@ pub struct LevelResult {
     /// Output tokens asked for a request.
     pub requested_output_tokens: Option<u64>,
     /// Every request, in the order of sending.
-    pub requests: Vec<RequestRecord>,
+    pub requests: Requests,
     /// Seconds at the level's start that the metrics leave out (`--warmup`).
     #[serde(default)]
     pub warmup_s: f64,
@@ -334,7 +337,7 @@ impl LevelResult {
             duration_s: 0.0,
             requested_prompt_tokens: None,
             requested_output_tokens: None,
-            requests: Vec::new(),
+            requests: Requests::default(),
             warmup_s: 0.0,
             cooldown_s: 0.0,
             stopped: None,

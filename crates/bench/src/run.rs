@@ -1,6 +1,6 @@
 //! A run: the levels of a profile, one after the other, each written as soon as it is finished.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use crate::cancel::Cancel;
@@ -160,7 +160,7 @@ pub async fn run(
                 progress,
             })
         };
-        let result = run_plan(&prepared, plan, cancel, on_progress).await?;
+        let mut result = run_plan(&prepared, plan, cancel, on_progress).await?;
         if result.stopped.as_deref() == Some(CANCELLED) {
             events(Event::LevelDropped {
                 index,
@@ -172,6 +172,7 @@ pub async fn run(
             guidellm::write(path, &result)?;
         }
         let metrics = LevelMetrics::of(&result);
+        result.requests.intact()?;
         events(Event::LevelFinished {
             index,
             result: &result,
@@ -179,6 +180,7 @@ pub async fn run(
             path: path.as_deref(),
         });
         let failed = all_failed(&result, &name);
+        result.requests.put_away();
         done.push(result);
         if let Some(error) = failed {
             return Err(error);
@@ -206,7 +208,7 @@ fn finished_before(path: &Path, fingerprint: &str) -> Option<LevelResult> {
         .stopped
         .as_deref()
         .is_none_or(|reason| reason == TIME_LIMIT);
-    let any = level.requests.iter().any(|r| r.successful());
+    let any = level.requests.totals().successful > 0;
     (complete && any && level.fingerprint == fingerprint).then_some(level)
 }
 
@@ -236,24 +238,23 @@ async fn warm_up(
 
 /// If no request came through and some failed: the reason that most of them gave.
 fn all_failed(level: &LevelResult, name: &str) -> Option<BenchError> {
-    if level.requests.iter().any(|r| r.successful()) {
+    /// Different reasons that are counted; a server that names each request would fill memory.
+    const MOST_REASONS: usize = 1000;
+    if level.requests.totals().successful > 0 {
         return None;
     }
-    let mut reasons: Vec<&str> = level
-        .requests
-        .iter()
-        .filter_map(|r| match &r.outcome {
-            Outcome::Errored(reason) => Some(reason.as_str()),
-            _ => None,
-        })
-        .collect();
-    reasons.sort_unstable();
-    let most = reasons
-        .chunk_by(|a, b| a == b)
-        .max_by_key(|same| same.len())?;
+    let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+    for r in &level.requests {
+        if let Outcome::Errored(reason) = &r.outcome
+            && (reasons.len() < MOST_REASONS || reasons.contains_key(reason))
+        {
+            *reasons.entry(reason.clone()).or_default() += 1;
+        }
+    }
+    let (reason, _) = reasons.into_iter().max_by_key(|(_, count)| *count)?;
     Some(BenchError::AllFailed {
         level: name.to_owned(),
         requests: level.requests.len(),
-        reason: most[0].to_owned(),
+        reason,
     })
 }

@@ -13,6 +13,7 @@ use crate::client::{Client, Shared};
 use crate::health::{ThreadHealth, thread_cpu};
 use crate::read_lag;
 use crate::record::{Outcome, RequestRecord};
+use crate::recorder::Recorder;
 use crate::system::be_prompt;
 
 /// A level as its threads see it.
@@ -50,39 +51,32 @@ pub(crate) enum Duty {
     },
 }
 
-/// What a thread has at the end.
-pub(crate) struct WorkerReport {
-    pub records: Vec<RequestRecord>,
-    pub health: ThreadHealth,
-}
-
 /// The body of a worker thread. `pulse` brings instants, each sent the moment it names.
 pub(crate) fn work(
     shared: Arc<LevelShared>,
     duty: Duty,
     pulse: mpsc::UnboundedReceiver<Instant>,
-) -> std::io::Result<WorkerReport> {
+    recorder: Recorder,
+) -> std::io::Result<ThreadHealth> {
     be_prompt();
     let cpu_before = thread_cpu();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let lags = Arc::new(Mutex::new(Vec::new()));
-    let records = runtime.block_on(async {
+    let recorder = Arc::new(recorder);
+    runtime.block_on(async {
         tokio::spawn(note_lags(shared.clone(), pulse, lags.clone()));
         match duty {
-            Duty::Closed { clients } => closed_loop(shared, clients).await,
-            Duty::Open { arrivals, cap } => open_loop(shared, arrivals, cap).await,
+            Duty::Closed { clients } => closed_loop(shared, clients, recorder).await,
+            Duty::Open { arrivals, cap } => open_loop(shared, arrivals, cap, recorder).await,
         }
     });
     let lags_ms = std::mem::take(&mut *lock(&lags));
-    Ok(WorkerReport {
-        records,
-        health: ThreadHealth {
-            cpu: thread_cpu().saturating_sub(cpu_before),
-            lags_ms,
-            reads: read_lag::take(),
-        },
+    Ok(ThreadHealth {
+        cpu: thread_cpu().saturating_sub(cpu_before),
+        lags_ms,
+        reads: read_lag::take(),
     })
 }
 
@@ -104,22 +98,17 @@ async fn note_lags(
     }
 }
 
-async fn closed_loop(shared: Arc<LevelShared>, clients: usize) -> Vec<RequestRecord> {
+async fn closed_loop(shared: Arc<LevelShared>, clients: usize, recorder: Arc<Recorder>) {
     let mut tasks = JoinSet::new();
     for _ in 0..clients {
-        tasks.spawn(closed_client(shared.clone()));
+        tasks.spawn(closed_client(shared.clone(), recorder.clone()));
     }
-    let mut records = Vec::new();
-    while let Some(done) = tasks.join_next().await {
-        records.extend(done.unwrap_or_default());
-    }
-    records
+    while tasks.join_next().await.is_some() {}
 }
 
 /// Send, and send again when the answer is through, until the level's requests are given out.
-async fn closed_client(shared: Arc<LevelShared>) -> Vec<RequestRecord> {
+async fn closed_client(shared: Arc<LevelShared>, recorder: Arc<Recorder>) {
     let mut client = Client::default();
-    let mut records = Vec::new();
     // Free from the level's start on; later from the end of the request before.
     let mut intended_ns = 0;
     let stop = shared.stop.clone();
@@ -137,18 +126,17 @@ async fn closed_client(shared: Arc<LevelShared>) -> Vec<RequestRecord> {
         )
         .await;
         intended_ns = record.end_ns;
-        records.push(record);
+        recorder.push(record);
     }
-    records
 }
 
 async fn open_loop(
     shared: Arc<LevelShared>,
     mut arrivals: mpsc::UnboundedReceiver<Arrival>,
     cap: Option<usize>,
-) -> Vec<RequestRecord> {
+    recorder: Arc<Recorder>,
+) {
     let permits = Arc::new(Semaphore::new(cap.unwrap_or(Semaphore::MAX_PERMITS)));
-    let records = Arc::new(Mutex::new(Vec::new()));
     let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
     let mut tasks = JoinSet::new();
     loop {
@@ -158,7 +146,7 @@ async fn open_loop(
             arrival = arrivals.recv() => {
                 let Some(arrival) = arrival else { break };
                 let (shared, permits) = (shared.clone(), permits.clone());
-                let (records, idle) = (records.clone(), idle.clone());
+                let (recorder, idle) = (recorder.clone(), idle.clone());
                 tasks.spawn(async move {
                     let stop = shared.stop.clone();
                     let mut stopped = std::pin::pin!(stop.cancelled());
@@ -176,13 +164,12 @@ async fn open_loop(
                     } else {
                         never_sent(&shared, arrival)
                     };
-                    lock(&records).push(record);
+                    recorder.push(record);
                 });
             }
         }
     }
     while tasks.join_next().await.is_some() {}
-    std::mem::take(&mut *lock(&records))
 }
 
 /// Nothing that holds these locks can panic; if it did, the data would still be whole.

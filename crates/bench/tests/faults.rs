@@ -84,9 +84,10 @@ async fn oddities_that_do_not() {
     ] {
         let (level, metrics) = level_with(fault.clone()).await;
         assert_eq!(
-            metrics.successful as u64, REQUESTS,
+            metrics.successful as u64,
+            REQUESTS,
             "{fault:?}: {:?}",
-            level.requests[0].outcome
+            level.requests.first().unwrap().outcome
         );
         assert!(
             level

@@ -38,7 +38,7 @@ async fn a_closed_loop_sends_exactly_its_requests_and_keeps_its_clients_busy() {
             (m.total, m.successful),
             (20, 20),
             "{:?}",
-            level.requests[0].outcome
+            level.requests.first().unwrap().outcome
         );
         assert!(level.warnings.is_empty(), "{:?}", level.warnings);
         // Never more in flight than clients, and all of them at the start.
@@ -81,7 +81,7 @@ async fn a_closed_loop_sends_exactly_its_requests_and_keeps_its_clients_busy() {
                 (r.last_token_ns.unwrap() - r.first_token_ns.unwrap()) / 1000
             );
         }
-        let ids: HashSet<&String> = level.requests.iter().map(|r| &r.id).collect();
+        let ids: HashSet<String> = level.requests.iter().map(|r| r.id.clone()).collect();
         assert_eq!(ids.len(), 20);
     }
     // Clients keep their connection from request to request.
@@ -123,8 +123,9 @@ async fn synchronous_and_throughput() {
     assert!(
         levels[0]
             .requests
-            .windows(2)
-            .all(|w| w[0].end_ns <= w[1].sent_ns)
+            .iter()
+            .zip(levels[0].requests.iter().skip(1))
+            .all(|(one, next)| one.end_ns <= next.sent_ns)
     );
     let levels = run_quietly(&config(
         &mock,
@@ -153,7 +154,7 @@ async fn open_loops_keep_their_schedule_whatever_the_server_does() {
     assert_eq!(LevelMetrics::of(&level).successful, 20);
     // All 20 are sent (in 0.2 s) before the first answer comes.
     assert_eq!(mock.seen.most_in_flight.load(SeqCst), 20);
-    let first = level.requests[0].intended_ns;
+    let first = level.requests.first().unwrap().intended_ns;
     for (i, r) in level.requests.iter().enumerate() {
         assert!(r.intended_ns <= r.sent_ns);
         let due = i as u64 * 10_000_000;

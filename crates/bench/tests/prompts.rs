@@ -29,7 +29,7 @@ fn assert_exact(level: &LevelResult, tokens: u64) {
             .iter()
             .all(|r| r.successful() && r.prompt_tokens == tokens),
         "{:?}",
-        level.requests[0]
+        level.requests.first().unwrap()
     );
     assert!(level.warnings.is_empty(), "{:?}", level.warnings);
 }

@@ -102,8 +102,13 @@ impl LevelSummary {
         let m = LevelMetrics::of(level);
         let any = m.successful > 0;
         let known = |v: f64| (any && v.is_finite()).then_some(v);
-        let good = || level.requests.iter().filter(|r| r.successful());
-        let mean = |sum: u64| known(sum as f64 / good().count().max(1) as f64);
+        let (mut prompt, mut output) = (0u64, 0u64);
+        for r in level.requests.iter().filter(|r| r.successful()) {
+            prompt += r.prompt_tokens;
+            output += r.output_tokens;
+        }
+        let successful = level.requests.totals().successful;
+        let mean = |sum: u64| known(sum as f64 / successful.max(1) as f64);
         let mut warnings = level.warnings.clone();
         warnings.extend(
             level
@@ -126,9 +131,9 @@ impl LevelSummary {
             prompt_tokens_per_second: known(m.prompt_tokens_per_second),
             requests_per_second: known(m.requests_per_second),
             delivered_concurrency: known(m.delivered_concurrency),
-            prompt_tokens: mean(good().map(|r| r.prompt_tokens).sum()),
-            output_tokens: mean(good().map(|r| r.output_tokens).sum()),
-            peak_streaming: peak_streaming(level),
+            prompt_tokens: mean(prompt),
+            output_tokens: mean(output),
+            peak_streaming: m.peak_streaming.map(|n| n as f64),
             ttft: spread(&m.ttft_ms, 1.0),
             itl: spread(&m.itl_ms, 1.0),
             e2e: spread(&m.latency_s, 1e3),
@@ -182,26 +187,4 @@ fn spread(d: &DistributionSummary, unit: f64) -> Spread {
         p99: p(d.percentiles.p99),
         mean_interval: d.mean_ci.map(|ci| (ci.lower * unit, ci.upper * unit)),
     }
-}
-
-/// The most requests between their first and their last token at one moment. A request that waits for
-/// a slot has no token yet, so this shows the slots whatever the queue.
-fn peak_streaming(level: &LevelResult) -> Option<f64> {
-    let mut events: Vec<(u64, i64)> = level
-        .requests
-        .iter()
-        .filter_map(|r| Some((r.first_token_ns?, r.last_token_ns?)))
-        .flat_map(|(first, last)| [(first, 1), (last.max(first), -1)])
-        .collect();
-    // Ends before starts: one request that takes over another's slot does not make two.
-    events.sort_unstable();
-    let mut now = 0i64;
-    let peak = events
-        .iter()
-        .map(|(_, change)| {
-            now += change;
-            now
-        })
-        .max()?;
-    Some(peak as f64)
 }

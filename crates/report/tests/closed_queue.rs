@@ -19,6 +19,7 @@ impl Server {
     /// Run `n` requests with `clients` clients; first come, first served.
     fn level(&self, clients: usize, n: usize) -> LevelResult {
         let mut level = LevelResult::empty(Strategy::Concurrent { streams: clients });
+        let mut requests = Vec::new();
         // When each client may send, and when each place is free.
         let mut ready = vec![0.0f64; clients];
         let mut free = vec![0.0f64; self.slots];
@@ -38,7 +39,7 @@ impl Server {
             let end = first + 63.0 * step;
             (ready[sender], free[place]) = (end, end);
             let ns = |ms: f64| (ms * 1e6) as u64;
-            level.requests.push(RequestRecord {
+            requests.push(RequestRecord {
                 id: i.to_string(),
                 outcome: Outcome::Successful,
                 intended_ns: ns(sent),
@@ -52,8 +53,8 @@ impl Server {
                 ..RequestRecord::default()
             });
         }
-        let end = level.requests.iter().map(|r| r.end_ns).max().unwrap();
-        level.duration_s = end as f64 / 1e9;
+        level.requests = requests.into();
+        level.duration_s = level.requests.last_end_ns() as f64 / 1e9;
         level
     }
 }

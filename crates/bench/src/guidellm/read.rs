@@ -1,14 +1,19 @@
 //! Reading reports, ours and others', with whatever fields they have.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::chunk::excerpt;
 use crate::error::BenchError;
 use crate::record::{LevelResult, Outcome, RequestRecord, Strategy, TokenSource};
+use crate::requests::{Gathering, Requests};
+use crate::spill::Scratch;
 
 /// Read the levels of a report, in its order. Fields that are missing are left empty; what we wrote
 /// ourselves comes back exactly.
@@ -28,18 +33,8 @@ pub fn read(path: &Path) -> Result<Vec<LevelResult>, BenchError> {
             "it holds no benchmark; expected GuideLLM's report, schema version 2".into(),
         ));
     }
-    let levels: Vec<LevelResult> = report
-        .benchmarks
-        .into_iter()
-        .map(Benchmark::into_level)
-        .collect();
-    for request in levels.iter().flat_map(|level| &level.requests) {
-        if let Some(what) = request.implausible() {
-            let id = excerpt(request.id.as_bytes());
-            return Err(failed(format!("the request `{id}` claims {what}")));
-        }
-    }
-    Ok(levels)
+    let levels = report.benchmarks.into_iter().map(Benchmark::into_level);
+    levels.collect::<Result<_, _>>().map_err(failed)
 }
 
 #[derive(Deserialize)]
@@ -52,7 +47,7 @@ struct Report {
 #[serde(default)]
 struct Benchmark {
     config: Config,
-    requests: Requests,
+    requests: RequestLists,
     warmup_duration: f64,
     cooldown_duration: f64,
     warnings: Vec<Warning>,
@@ -95,14 +90,6 @@ struct Data {
 #[serde(default)]
 struct Warning {
     message: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Requests {
-    successful: Option<Vec<Stats>>,
-    errored: Option<Vec<Stats>>,
-    incomplete: Option<Vec<Stats>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -156,25 +143,21 @@ impl Stats {
         self.info.timings.request_start.or(self.request_start_time)
     }
 
-    fn into_record(self, origin: f64, outcome: ToOutcome) -> RequestRecord {
-        if let Some(record) = self.powerband {
-            return record;
-        }
-        let ns = |t: f64| ((t - origin).max(0.0) * 1e9).round() as u64;
-        let start = self.start();
+    /// As a record of ours, its times in ns since 1970.
+    fn into_record(self, outcome: ToOutcome) -> RequestRecord {
+        let sent = self.start().map_or(0, unix_ns);
         let t = self.info.timings;
-        let sent = ns(start.unwrap_or(origin));
         let end = t.request_end.or(self.request_end_time).or(t.resolve_end);
         let counted = self.output_tokens.or(self.output_metrics.total_tokens);
         RequestRecord {
             id: self.request_id,
             outcome: outcome(self.info.error.unwrap_or_default()),
-            intended_ns: t.targeted_start.map_or(sent, ns),
+            intended_ns: t.targeted_start.map_or(sent, unix_ns),
             sent_ns: sent,
-            first_token_ns: t.first_token_iteration.map(ns),
-            first_output_token_ns: t.first_output_token_iteration.map(ns),
-            last_token_ns: t.last_token_iteration.map(ns),
-            end_ns: end.map_or(sent, ns),
+            first_token_ns: t.first_token_iteration.map(unix_ns),
+            first_output_token_ns: t.first_output_token_iteration.map(unix_ns),
+            last_token_ns: t.last_token_iteration.map(unix_ns),
+            end_ns: end.map_or(sent, unix_ns),
             prompt_tokens: self
                 .prompt_tokens
                 .or(self.input_metrics.total_tokens)
@@ -192,39 +175,150 @@ impl Stats {
     }
 }
 
-impl Benchmark {
-    fn into_level(self) -> LevelResult {
-        let groups: [(_, ToOutcome); 3] = [
-            (self.requests.successful, |_| Outcome::Successful),
-            (self.requests.errored, Outcome::Errored),
-            (self.requests.incomplete, Outcome::Incomplete),
-        ];
-        let starts = groups
-            .iter()
-            .flat_map(|(g, _)| g.iter().flatten())
-            .filter_map(Stats::start);
-        let origin = starts.fold(f64::INFINITY, f64::min);
-        let origin = if origin.is_finite() { origin } else { 0.0 };
-        let mut requests: Vec<RequestRecord> = groups
-            .into_iter()
-            .flat_map(|(group, outcome)| {
-                group
-                    .into_iter()
-                    .flatten()
-                    .map(move |s| s.into_record(origin, outcome))
-            })
-            .collect();
-        requests.sort_by(|a, b| (a.sent_ns, &a.id).cmp(&(b.sent_ns, &b.id)));
-        if let Some(level) = self.powerband {
-            return LevelResult { requests, ..*level };
+/// Seconds since 1970 as nanoseconds. Whole seconds and the rest apart: together they have more digits
+/// than a float.
+fn unix_ns(seconds: f64) -> u64 {
+    let whole = (seconds.max(0.0) as u64).saturating_mul(1_000_000_000);
+    whole.saturating_add((seconds.max(0.0).fract() * 1e9).round() as u64)
+}
+
+/// The lists of requests, taken one request at a time: they may be longer than memory.
+struct RequestLists {
+    records: Gathering,
+    /// Start of the first request that has no record of ours, seconds since 1970.
+    origin: Option<f64>,
+    /// Requests that have a record of ours.
+    ours: u64,
+    others: u64,
+    implausible: Option<String>,
+}
+
+impl Default for RequestLists {
+    fn default() -> Self {
+        RequestLists {
+            records: Gathering::new(Scratch::default()),
+            origin: None,
+            ours: 0,
+            others: 0,
+            implausible: None,
         }
-        let end = requests.iter().map(|r| r.end_ns).max().unwrap_or(0);
-        LevelResult {
+    }
+}
+
+impl RequestLists {
+    fn push(&mut self, mut stats: Stats, outcome: ToOutcome) {
+        let record = match stats.powerband.take() {
+            Some(record) => {
+                self.ours += 1;
+                record
+            }
+            None => {
+                self.others += 1;
+                let start = stats.start().filter(|t| t.is_finite());
+                self.origin = [self.origin, start].into_iter().flatten().reduce(f64::min);
+                stats.into_record(outcome)
+            }
+        };
+        if let (None, Some(what)) = (&self.implausible, record.implausible()) {
+            let id = excerpt(record.id.as_bytes());
+            self.implausible = Some(format!("the request `{id}` claims {what}"));
+        }
+        self.records.push_anyway(record);
+    }
+
+    /// The requests and the start of the first, seconds since 1970; why they cannot be, if so.
+    fn finish(self) -> Result<(Requests, f64), String> {
+        if let Some(what) = self.implausible {
+            return Err(what);
+        }
+        if self.ours > 0 && self.others > 0 {
+            return Err("some of its requests have a `powerband` record and some have none".into());
+        }
+        let origin = self.origin.unwrap_or(0.0);
+        Ok((self.records.finish(unix_ns(origin)), origin))
+    }
+}
+
+impl<'de> Deserialize<'de> for RequestLists {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ListsVisitor)
+    }
+}
+
+struct ListsVisitor;
+
+impl<'de> Visitor<'de> for ListsVisitor {
+    type Value = RequestLists;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("lists of requests")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<RequestLists, A::Error> {
+        let mut lists = RequestLists::default();
+        while let Some(name) = fields.next_key::<Cow<'_, str>>()? {
+            let outcome: ToOutcome = match &*name {
+                "successful" => |_| Outcome::Successful,
+                "errored" => Outcome::Errored,
+                "incomplete" => Outcome::Incomplete,
+                _ => {
+                    fields.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            let lists = &mut lists;
+            fields.next_value_seed(List { lists, outcome })?;
+        }
+        Ok(lists)
+    }
+}
+
+/// One list, which may also be null.
+struct List<'a> {
+    lists: &'a mut RequestLists,
+    outcome: ToOutcome,
+}
+
+impl<'de> DeserializeSeed<'de> for List<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of requests")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(stats) = list.next_element()? {
+            self.lists.push(stats, self.outcome);
+        }
+        Ok(())
+    }
+}
+
+impl Benchmark {
+    /// The level; why it cannot be, if so.
+    fn into_level(self) -> Result<LevelResult, String> {
+        let (requests, origin) = self.requests.finish()?;
+        if let Some(level) = self.powerband {
+            return Ok(LevelResult { requests, ..*level });
+        }
+        Ok(LevelResult {
             target: self.config.backend.target.unwrap_or_default(),
             model: self.config.backend.model.unwrap_or_default(),
             endpoint: self.config.backend.request_format.unwrap_or_default(),
             started_unix: origin,
-            duration_s: end as f64 / 1e9,
+            duration_s: requests.last_end_ns() as f64 / 1e9,
             requested_prompt_tokens: self.config.requests.prompt_tokens,
             requested_output_tokens: self.config.requests.output_tokens,
             requests,
@@ -232,7 +326,7 @@ impl Benchmark {
             cooldown_s: self.cooldown_duration,
             warnings: self.warnings.into_iter().map(|w| w.message).collect(),
             ..LevelResult::empty(self.config.strategy.into_strategy())
-        }
+        })
     }
 }
 

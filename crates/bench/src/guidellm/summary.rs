@@ -1,79 +1,183 @@
-//! The `metrics` of a report: each as four distributions, by how the requests ended.
+//! The `metrics` of a report: each as four distributions, by how the requests ended. The requests are read
+//! once for each metric, so that only one column is in memory at a time.
+
+use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use crate::distribution::{DistributionSummary, summarize, summarize_weighted};
-use crate::metrics::{self, Window, overlaps, seconds};
+use crate::column::Column;
+use crate::distribution::DistributionSummary;
+use crate::metrics::{self, Window, overlaps, weighted_itl, weighted_tpot};
 use crate::record::{LevelResult, Outcome, RequestRecord};
-use crate::timeline::{concurrency_distribution, rate_distribution};
+use crate::requests::Totals;
+use crate::timeline::{ConcurrencyMeter, InOrder, RateMeter};
 
 /// The requests of a level's window, by how they ended.
 pub(super) struct ByStatus<'a> {
+    level: &'a LevelResult,
     window: Window,
-    successful: Vec<&'a RequestRecord>,
-    errored: Vec<&'a RequestRecord>,
-    incomplete: Vec<&'a RequestRecord>,
-    total: Vec<&'a RequestRecord>,
+    totals: Totals,
+}
+
+/// Requests of these kinds are told apart.
+#[derive(Clone, Copy)]
+enum Status {
+    Successful,
+    Errored,
+    Incomplete,
+}
+
+impl Status {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Successful => Status::Successful,
+            Outcome::Errored(_) => Status::Errored,
+            Outcome::Incomplete(_) => Status::Incomplete,
+        }
+    }
+}
+
+/// What gathers a distribution, for each status and for all requests.
+struct Each<T> {
+    successful: T,
+    errored: T,
+    incomplete: T,
+    total: T,
+    /// Did all requests succeed? Then these are the total, and need not be gathered twice.
+    all_successful: bool,
+}
+
+impl<T> Each<T> {
+    fn new(totals: Totals, make: impl Fn() -> T) -> Self {
+        Each {
+            successful: make(),
+            errored: make(),
+            incomplete: make(),
+            total: make(),
+            all_successful: totals.successful == totals.total(),
+        }
+    }
+
+    fn add(&mut self, status: Status, add: impl Fn(&mut T)) {
+        match status {
+            Status::Successful if self.all_successful => {}
+            Status::Successful => add(&mut self.successful),
+            Status::Errored => add(&mut self.errored),
+            Status::Incomplete => add(&mut self.incomplete),
+        }
+        add(&mut self.total);
+    }
+
+    fn summaries(self, of: impl Fn(T) -> DistributionSummary) -> Value {
+        let total = of(self.total);
+        let successful = match self.all_successful {
+            true => total.clone(),
+            false => of(self.successful),
+        };
+        json!({
+            "successful": successful,
+            "errored": of(self.errored),
+            "incomplete": of(self.incomplete),
+            "total": total,
+        })
+    }
 }
 
 impl<'a> ByStatus<'a> {
     pub fn of(level: &'a LevelResult) -> Self {
         let window = metrics::window(level);
-        let total: Vec<&RequestRecord> = level
-            .requests
-            .iter()
-            .filter(|r| overlaps(r, window))
-            .collect();
-        let pick = |keep: fn(&Outcome) -> bool| {
-            total.iter().copied().filter(|r| keep(&r.outcome)).collect()
-        };
-        ByStatus {
-            window,
-            successful: pick(|o| matches!(o, Outcome::Successful)),
-            errored: pick(|o| matches!(o, Outcome::Errored(_))),
-            incomplete: pick(|o| matches!(o, Outcome::Incomplete(_))),
-            total,
+        let mut totals = Totals::default();
+        for r in level.requests.iter().filter(|r| overlaps(r, window)) {
+            totals.add(&r.outcome);
         }
+        ByStatus {
+            level,
+            window,
+            totals,
+        }
+    }
+
+    fn requests(&self) -> impl Iterator<Item = Cow<'a, RequestRecord>> {
+        let window = self.window;
+        let requests = self.level.requests.iter();
+        requests.filter(move |r| overlaps(r, window))
     }
 
     /// How many there are of each.
     pub fn totals(&self) -> Value {
         json!({
-            "successful": self.successful.len(),
-            "errored": self.errored.len(),
-            "incomplete": self.incomplete.len(),
-            "total": self.total.len(),
-        })
-    }
-
-    /// A distribution of each.
-    fn each(&self, of: impl Fn(&[&RequestRecord]) -> DistributionSummary) -> Value {
-        json!({
-            "successful": of(&self.successful),
-            "errored": of(&self.errored),
-            "incomplete": of(&self.incomplete),
-            "total": of(&self.total),
+            "successful": self.totals.successful,
+            "errored": self.totals.errored,
+            "incomplete": self.totals.incomplete,
+            "total": self.totals.total(),
         })
     }
 
     /// Distributions of one value a request.
     fn values(&self, of: impl Fn(&RequestRecord) -> Option<f64>) -> Value {
-        self.each(|requests| summarize(&requests.iter().filter_map(|r| of(r)).collect::<Vec<_>>()))
+        self.weighted(|r| Some((of(r)?, 1.0)))
     }
 
     /// Distributions of one value a request, weighted.
     fn weighted(&self, of: impl Fn(&RequestRecord) -> Option<(f64, f64)>) -> Value {
-        self.each(|requests| {
-            summarize_weighted(&requests.iter().filter_map(|r| of(r)).collect::<Vec<_>>())
-        })
+        let scratch = self.level.requests.scratch();
+        let mut each = Each::new(self.totals, || Column::new(scratch));
+        for r in self.requests() {
+            if let Some((value, weight)) = of(&r) {
+                let status = Status::of(&r.outcome);
+                each.add(status, |column| column.push_weighted(value, weight));
+            }
+        }
+        each.summaries(Column::summary)
     }
 
-    /// Distributions of rates.
-    fn rates<I: Iterator<Item = (f64, f64)>>(&self, events: impl Fn(&RequestRecord) -> I) -> Value {
-        self.each(|requests| {
-            let all: Vec<(f64, f64)> = requests.iter().flat_map(|r| events(r)).collect();
-            rate_distribution(all.into_iter(), self.window)
-        })
+    /// Distributions of the rate of events, each with its time, ns, and its weight.
+    fn rates(&self, events: impl Fn(&RequestRecord, &mut dyn FnMut((u64, f64)))) -> Value {
+        let scratch = self.level.requests.scratch();
+        let mut each = Each::new(self.totals, || RateMeter::new(self.window, scratch));
+        let mut add = |(time_ns, (status, weight)): (u64, (Status, f64))| {
+            each.add(status, |meter| meter.add(time_ns, weight));
+        };
+        let mut order = InOrder::new();
+        for r in self.requests() {
+            order.release(r.sent_ns, &mut add);
+            let status = Status::of(&r.outcome);
+            events(&r, &mut |(time_ns, weight)| {
+                order.push(time_ns, (status, weight));
+            });
+        }
+        order.finish(add);
+        each.summaries(RateMeter::summary)
+    }
+
+    /// Distributions of the number of requests in flight.
+    fn concurrency(&self) -> Value {
+        let scratch = self.level.requests.scratch();
+        let meter = || ConcurrencyMeter::new(self.window, scratch);
+        let mut each = Each::new(self.totals, meter);
+        let mut add = |(time_ns, (status, change)): (u64, (Status, f64))| {
+            each.add(status, |meter| meter.add(time_ns, change));
+        };
+        let mut order = InOrder::new();
+        for r in self.requests() {
+            order.release(r.sent_ns, &mut add);
+            let status = Status::of(&r.outcome);
+            order.push(r.sent_ns, (status, 1.0));
+            order.push(r.end_ns, (status, -1.0));
+        }
+        order.finish(add);
+        each.summaries(ConcurrencyMeter::summary)
+    }
+
+    /// How late requests were sent, s, in any load shape.
+    fn dispatch_delay(&self) -> Value {
+        if self.totals.total() == 0 {
+            return Value::Null;
+        }
+        let mut delays = Column::new(self.level.requests.scratch());
+        self.requests()
+            .for_each(|r| delays.push(r.dispatch_delay_s()));
+        json!(delays.summary())
     }
 }
 
@@ -90,28 +194,24 @@ pub(super) fn metrics(level: &LevelResult, by: &ByStatus<'_>) -> Value {
     let prompt = by.values(|r| Some(r.prompt_tokens as f64));
     let output = by.values(|r| Some(r.output_tokens as f64));
     let total = by.values(|r| Some((r.prompt_tokens + r.output_tokens) as f64));
-    let prompt_event =
-        |r: &RequestRecord| std::iter::once((metrics::prompt_time(r), r.prompt_tokens as f64));
-    let output_events =
-        |r: &RequestRecord| metrics::output_events(r).collect::<Vec<_>>().into_iter();
-    let prompt_rate = by.rates(prompt_event);
-    let output_rate = by.rates(output_events);
-    let total_rate = by.rates(|r| prompt_event(r).chain(output_events(r)));
+    let prompt_event = |r: &RequestRecord| (metrics::prompt_time_ns(r), r.prompt_tokens as f64);
+    let prompt_rate = by.rates(|r, add| add(prompt_event(r)));
+    let output_rate = by.rates(|r, add| metrics::output_events(r).for_each(add));
+    let total_rate = by.rates(|r, add| {
+        add(prompt_event(r));
+        metrics::output_events(r).for_each(add);
+    });
     let none = by.values(|_| None);
-    let delays: Vec<f64> = by.total.iter().map(|r| r.dispatch_delay_s()).collect();
     json!({
         "request_totals": by.totals(),
-        "requests_per_second": by.rates(|r| std::iter::once((seconds(r.end_ns), 1.0))),
-        "request_concurrency": by.each(|requests| {
-            let spans = requests.iter().map(|r| (seconds(r.sent_ns), seconds(r.end_ns)));
-            concurrency_distribution(spans, by.window)
-        }),
+        "requests_per_second": by.rates(|r, add| add((r.end_ns, 1.0))),
+        "request_concurrency": by.concurrency(),
         "request_latency": by.values(|r| Some(r.e2e_s())),
         "request_dispatch_delay": scheduled(RequestRecord::dispatch_delay_s),
         "request_scheduled_latency": scheduled(RequestRecord::scheduled_latency_s),
         "turn_predecessor_delay": scheduled(|_| 0.0),
         "turn_scheduling_delay": scheduled(RequestRecord::dispatch_delay_s),
-        "root_dispatch_delay": if delays.is_empty() { Value::Null } else { json!(summarize(&delays)) },
+        "root_dispatch_delay": by.dispatch_delay(),
         "request_streaming_iterations_count": by.values(|r| Some(r.iterations as f64)),
         "prompt_token_count": prompt,
         "output_token_count": output,
@@ -120,8 +220,8 @@ pub(super) fn metrics(level: &LevelResult, by: &ByStatus<'_>) -> Value {
         "time_to_first_output_token_ms": by.values(|r| {
             Some(r.first_output_token_ns?.saturating_sub(r.sent_ns) as f64 / 1e6)
         }),
-        "time_per_output_token_ms": by.weighted(|r| Some((r.tpot_ms()?, r.output_tokens as f64))),
-        "inter_token_latency_ms": by.weighted(|r| Some((r.itl_ms()?, (r.output_tokens - 1) as f64))),
+        "time_per_output_token_ms": by.weighted(weighted_tpot),
+        "inter_token_latency_ms": by.weighted(weighted_itl),
         // These two are measured on websockets only.
         "time_to_last_round_trip_ms": none,
         "avg_round_trip_time_ms": none,

@@ -18,7 +18,8 @@ use crate::target::Endpoint;
 /// Write one level to `path`: into a file beside it first, which then takes its name.
 ///
 /// # Errors
-/// [`BenchError::Write`]; an older file of that name is then still whole.
+/// [`BenchError::Write`], or [`BenchError::Scratch`] if the requests cannot be read from their temporary
+/// file; an older file of that name is then still whole.
 pub fn write(path: &Path, level: &LevelResult) -> Result<(), BenchError> {
     let failed = |source: std::io::Error| BenchError::Write {
         path: path.to_owned(),
@@ -26,12 +27,15 @@ pub fn write(path: &Path, level: &LevelResult) -> Result<(), BenchError> {
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write_all(&temporary, level).and_then(|()| std::fs::rename(&temporary, path));
+    let written = write_all(&temporary, level)
+        .map_err(failed)
+        .and_then(|()| level.requests.intact())
+        .and_then(|()| std::fs::rename(&temporary, path).map_err(failed));
     if written.is_err() {
         // Best effort: the error that matters is the first one.
         let _ = std::fs::remove_file(&temporary);
     }
-    written.map_err(failed)
+    written
 }
 
 fn write_all(path: &Path, level: &LevelResult) -> std::io::Result<()> {
@@ -92,7 +96,7 @@ impl Serialize for Stats<'_> {
             .requests
             .iter()
             .filter(|r| (self.kind)(&r.outcome));
-        serializer.collect_seq(requests.map(|r| request_stats(self.level, r)))
+        serializer.collect_seq(requests.map(|r| request_stats(self.level, &r)))
     }
 }
 
@@ -101,7 +105,7 @@ fn report(level: &LevelResult) -> Report<'_> {
     let (start, end) = window(level);
     let stats = |kind| Stats { level, kind };
     let bare = LevelResult {
-        requests: Vec::new(),
+        requests: crate::Requests::default(),
         strategy: level.strategy.clone(),
         target: level.target.clone(),
         model: level.model.clone(),
@@ -185,7 +189,7 @@ impl Spec {
             }
         };
         let mean = |of: fn(&RequestRecord) -> u64| {
-            level.requests.iter().map(of).sum::<u64>() / level.requests.len().max(1) as u64
+            level.requests.iter().map(|r| of(&r)).sum::<u64>() / level.requests.len().max(1) as u64
         };
         let endpoint = match level.endpoint.as_str() {
             // Not known: a level that was read from a file without it.
@@ -288,8 +292,7 @@ fn strategy(strategy: &Strategy) -> Value {
 fn scheduler_state(level: &LevelResult) -> Value {
     let start = level.started_unix;
     let end = start + level.duration_s;
-    let count =
-        |kind: fn(&Outcome) -> bool| level.requests.iter().filter(|r| kind(&r.outcome)).count();
+    let totals = level.requests.totals();
     json!({
         "node_id": 0,
         "num_processes": 1,
@@ -309,9 +312,9 @@ fn scheduler_state(level: &LevelResult) -> Value {
         "pending_requests": 0,
         "processing_requests": 0,
         "processed_requests": level.requests.len(),
-        "successful_requests": count(|o| matches!(o, Outcome::Successful)),
-        "errored_requests": count(|o| matches!(o, Outcome::Errored(_))),
-        "cancelled_requests": count(|o| matches!(o, Outcome::Incomplete(_))),
+        "successful_requests": totals.successful,
+        "errored_requests": totals.errored,
+        "cancelled_requests": totals.incomplete,
     })
 }
 
@@ -319,7 +322,7 @@ fn scheduler_metrics(level: &LevelResult, by_status: &ByStatus<'_>) -> Value {
     let (start, end) = window(level);
     let unix = |s: f64| level.started_unix + s;
     let mean = |of: fn(&RequestRecord) -> f64| {
-        level.requests.iter().map(of).sum::<f64>() / level.requests.len().max(1) as f64
+        level.requests.iter().map(|r| of(&r)).sum::<f64>() / level.requests.len().max(1) as f64
     };
     let delay = mean(RequestRecord::dispatch_delay_s);
     let time = mean(RequestRecord::e2e_s);

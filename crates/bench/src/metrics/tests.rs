@@ -1,7 +1,7 @@
 //! Metrics of levels small enough to compute by hand.
 
 use super::*;
-use crate::record::{ClientHealth, TokenSource};
+use crate::record::{ClientHealth, Outcome, TokenSource};
 
 const MS: u64 = 1_000_000;
 
@@ -38,7 +38,7 @@ fn level(strategy: Strategy, requests: Vec<RequestRecord>) -> LevelResult {
         duration_s: seconds(end),
         requested_prompt_tokens: Some(10),
         requested_output_tokens: Some(5),
-        requests,
+        requests: requests.into(),
         warmup_s: 0.0,
         cooldown_s: 0.0,
         stopped: None,
@@ -133,7 +133,10 @@ fn steady_leaves_out_the_ramp_and_the_tail() {
     assert!((s.output_tokens_per_second - 82.0 / 0.8).abs() < 1e-9);
     assert!(m.output_tokens_per_second < s.output_tokens_per_second);
     // Four waves are too few.
-    let few = level(Strategy::Concurrent { streams: 5 }, l.requests.clone());
+    let few = LevelResult {
+        strategy: Strategy::Concurrent { streams: 5 },
+        ..l.clone()
+    };
     assert!(LevelMetrics::of(&few).steady.is_none());
 }
 
@@ -167,8 +170,8 @@ fn a_level_without_requests_has_zeros() {
 fn output_events_without_gaps_are_spread_evenly() {
     let mut r = request(0, 100, 10, 5);
     r.gaps_us.clear();
-    let events: Vec<(f64, f64)> = output_events(&r).collect();
+    let events: Vec<(u64, f64)> = output_events(&r).collect();
     assert_eq!(events.len(), 5);
-    assert!((events[1].0 - 0.11).abs() < 1e-9 && (events[4].0 - 0.14).abs() < 1e-9);
+    assert_eq!((events[1].0, events[4].0), (110 * MS, 140 * MS));
     assert_eq!(events.iter().map(|e| e.1).sum::<f64>(), 5.0);
 }
