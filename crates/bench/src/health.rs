@@ -19,6 +19,11 @@ const LAG_SHARE: f64 = 0.25;
 /// Clients that spend more than this share of their time between requests do not offer the load asked for.
 const IDLE_SHARE: f64 = 0.05;
 
+/// Fewer reads with the kernel's time than this share are worth a word.
+const KNOWN_SHARE: f64 = 0.9;
+/// A handshake of this length (ms) has lost a packet: Linux sends the first one again after a second.
+const LOST_HANDSHAKE_MS: f64 = 900.0;
+
 /// What one thread of the client knows of itself at the end of a level.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadHealth {
@@ -123,10 +128,33 @@ pub(crate) fn judge(
     }
 }
 
+/// What a reader of the level must know that is no limit of the client.
+pub(crate) fn warnings(client: &ClientHealth) -> Vec<String> {
+    let mut found = Vec::new();
+    match client.client_lag {
+        None => found.push(
+            "this system does not tell when bytes came: the client's lateness in reading counts as the server's"
+                .into(),
+        ),
+        Some(lag) if lag.known_share < KNOWN_SHARE => found.push(format!(
+            "the system told when bytes came for {:.0} % of the reads only: for the others the client's lateness counts as the server's",
+            lag.known_share * 100.0
+        )),
+        Some(_) => {}
+    }
+    if client.connect_max_ms > LOST_HANDSHAKE_MS {
+        found.push(format!(
+            "opening a connection took up to {:.1} s: the server's queue of new connections (its listen backlog) was probably full",
+            client.connect_max_ms / 1e3
+        ));
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Outcome, RequestRecord, Strategy};
+    use crate::record::{ClientLag, Outcome, RequestRecord, Strategy};
 
     fn level(delay_ms: u64) -> LevelResult {
         let request = RequestRecord {
@@ -228,6 +256,22 @@ mod tests {
             (2, 24.75, 49.0)
         );
         assert_eq!(health.dispatch_delay_mean_ms, 50.0);
+    }
+
+    #[test]
+    fn what_is_not_known_of_the_times_is_said() {
+        let known = |known_share, connect_max_ms| ClientHealth {
+            client_lag: Some(ClientLag {
+                known_share,
+                ..ClientLag::default()
+            }),
+            connect_max_ms,
+            ..ClientHealth::default()
+        };
+        assert_eq!(warnings(&known(1.0, 30.0)), [] as [&str; 0]);
+        assert!(warnings(&known(0.5, 30.0))[0].contains("50 % of the reads"));
+        assert!(warnings(&known(1.0, 1033.0))[0].contains("1.0 s"));
+        assert!(warnings(&ClientHealth::default())[0].contains("does not tell"));
     }
 
     #[test]

@@ -59,7 +59,7 @@ async fn a_closed_loop_sends_exactly_its_requests_and_keeps_its_clients_busy() {
         assert_eq!(most, clients);
         // A client keeps its connection.
         assert_eq!(level.client.connections, clients as u64);
-        assert!(level.client.connect_max_ms >= level.client.connect_mean_ms);
+        assert!(level.client.connect_max_ms >= level.client.connect_mean_ms - 1e-6);
         if cfg!(target_os = "linux") {
             let lag = level.client.client_lag.unwrap();
             assert!(lag.p50_ms <= lag.p99_ms && lag.p99_ms <= lag.max_ms);
