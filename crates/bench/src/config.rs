@@ -117,6 +117,12 @@ pub struct BenchConfig {
     pub warmup_requests: u64,
     /// Where results go, one file a level; nowhere if `None`.
     pub output_dir: Option<PathBuf>,
+    /// Write each level's requests as [JSON lines](crate::jsonl) too, one a request, into a file beside the
+    /// level's with the ending `jsonl`.
+    pub requests_jsonl: bool,
+    /// How many of the successful, of the errored and of the incomplete requests a level's file lists; all if
+    /// `None`. The metrics are of all requests, and reading the file back takes them from the JSON lines.
+    pub sample_size: Option<usize>,
     /// Take levels that `output_dir` already holds, complete and measured with the same settings.
     pub resume: bool,
     /// What tells this server from another for `resume`, where its URL does not: a server that is
@@ -143,6 +149,8 @@ impl BenchConfig {
             cooldown: Phase::None,
             warmup_requests: 0,
             output_dir: None,
+            requests_jsonl: false,
+            sample_size: None,
             resume: false,
             identity: None,
             workers: None,
@@ -201,6 +209,18 @@ impl BenchConfig {
                     "must be seconds, a number of requests, or a share below 1",
                 ));
             }
+        }
+        if self.requests_jsonl && self.output_dir.is_none() {
+            return Err(BenchError::config(
+                "--requests-jsonl",
+                "needs a folder to write to: give --output-dir too",
+            ));
+        }
+        if self.sample_size.is_some() && !self.requests_jsonl {
+            return Err(BenchError::config(
+                "--sample-size",
+                "would lose the other requests, which `report` and --resume need: give --requests-jsonl too",
+            ));
         }
         let data = &self.data;
         for (flag, tokens) in [
@@ -316,6 +336,8 @@ mod tests {
         );
         assert!(error(|c| c.target.api_key = Some("a\nb".into())).starts_with("--api-key"));
         assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));
+        assert!(error(|c| c.requests_jsonl = true).starts_with("--requests-jsonl"));
+        assert!(error(|c| c.sample_size = Some(0)).starts_with("--sample-size"));
         assert!(
             error(|c| {
                 c.data.format = PromptFormat::TokenIds { low: 0, high: 9 };

@@ -7,7 +7,7 @@ mod summary;
 mod write;
 
 pub use read::read;
-pub use write::write;
+pub use write::{write, write_sample};
 
 /// The release of GuideLLM whose report we write.
 const FORMAT_OF: &str = "0.8.1";

@@ -23,6 +23,7 @@ pub mod fuzzing;
 pub mod guidellm;
 mod health;
 mod http1;
+pub mod jsonl;
 mod kernel_time;
 mod level;
 pub mod metrics;
@@ -43,6 +44,7 @@ mod stamped;
 mod system;
 pub mod target;
 mod timeline;
+mod whole_file;
 mod worker;
 
 pub use cancel::Cancel;

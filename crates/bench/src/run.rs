@@ -7,6 +7,7 @@ use crate::cancel::Cancel;
 use crate::config::{BenchConfig, Limits};
 use crate::error::BenchError;
 use crate::guidellm;
+use crate::jsonl;
 use crate::level::{CANCELLED, LevelPlan, Progress, TIME_LIMIT, run_plan};
 use crate::metrics::LevelMetrics;
 use crate::preflight::{Prepared, prepare};
@@ -123,6 +124,10 @@ pub async fn run(
                 &config.fingerprint(&prepared.target, &prepared.model, &strategy),
             )
         {
+            let lines = jsonl::beside(path);
+            if config.requests_jsonl && !lines.exists() {
+                jsonl::write(&lines, &result.requests)?;
+            }
             let metrics = LevelMetrics::of(&result);
             events(Event::LevelSkipped {
                 index,
@@ -169,7 +174,7 @@ pub async fn run(
             break;
         }
         if let Some(path) = &path {
-            guidellm::write(path, &result)?;
+            save(config, path, &result)?;
         }
         let metrics = LevelMetrics::of(&result);
         result.requests.intact()?;
@@ -187,6 +192,17 @@ pub async fn run(
         }
     }
     Ok(done)
+}
+
+/// Write the files of a level. Its report is last: where that is, the level is finished.
+fn save(config: &BenchConfig, path: &Path, level: &LevelResult) -> Result<(), BenchError> {
+    if config.requests_jsonl {
+        jsonl::write(&jsonl::beside(path), &level.requests)?;
+    }
+    match config.sample_size {
+        None => guidellm::write(path, level),
+        Some(sample_size) => guidellm::write_sample(path, level, sample_size),
+    }
 }
 
 /// The level's name, made different where a run has two levels of one shape.

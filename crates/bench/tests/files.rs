@@ -276,3 +276,90 @@ fn files_that_are_no_report_say_so() {
     let level = guidellm::read(&path).unwrap().remove(0);
     assert_eq!(LevelMetrics::of(&level).latency_s.mean, 2.5);
 }
+
+#[test]
+fn json_lines_hold_every_request_and_what_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.jsonl");
+    let original = level(Strategy::Concurrent { streams: 5 });
+    jsonl::write(&path, &original.requests).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 10);
+    // Request 3 of `level`: first token 23 ms after its sending, 64 tokens a millisecond apart.
+    let line = &lines[3];
+    assert_eq!(
+        (&line["id"], &line["outcome"]),
+        (&json!("r-3"), &json!("successful"))
+    );
+    assert_eq!(line["reason"], json!(null));
+    assert_eq!(line["sent_ns"], 150 * MS + 123);
+    assert_eq!(
+        (&line["ttft_ms"], &line["itl_ms"]),
+        (&json!(23.0), &json!(1.0))
+    );
+    assert_eq!(line["tpot_ms"], (23.0 + 63.0) / 64.0);
+    assert_eq!(line["e2e_s"], 0.087);
+    assert_eq!(line["dispatch_delay_s"], 123.0 / 1e9);
+    assert_eq!(line["gaps_us"].as_array().unwrap().len(), 63);
+    assert_eq!(
+        (&lines[7]["outcome"], &lines[7]["reason"]),
+        (&json!("errored"), &json!("HTTP 500: boom"))
+    );
+    assert_eq!(lines[7]["ttft_ms"], json!(null));
+    assert_eq!(lines[8]["outcome"], "incomplete");
+    assert_eq!(jsonl::read(&path).unwrap(), original.requests);
+    std::fs::write(&path, text.replacen("\"sent_ns\":", "\"sent\":", 1)).unwrap();
+    let error = jsonl::read(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("request 1 ") && error.contains("x.jsonl"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_sample_has_all_metrics_and_comes_back_whole_from_the_lines() {
+    let validator = jsonschema::validator_for(&json_of(&fixture("report.schema.json"))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, path) = (dir.path().join("whole.json"), dir.path().join("x.json"));
+    let original = level(Strategy::Concurrent { streams: 5 });
+    guidellm::write(&whole, &original).unwrap();
+    let all = &json_of(&whole)["benchmarks"][0];
+    for (sample_size, listed) in [
+        (0, [0, 0, 0]),
+        (3, [3, 1, 1]),
+        (8, [8, 1, 1]),
+        (99, [8, 1, 1]),
+    ] {
+        guidellm::write_sample(&path, &original, sample_size).unwrap();
+        let report = json_of(&path);
+        assert!(validator.is_valid(&report));
+        let benchmark = &report["benchmarks"][0];
+        for (kind, listed) in ["successful", "errored", "incomplete"].iter().zip(listed) {
+            let list = benchmark["requests"][kind].as_array().unwrap();
+            assert_eq!(list.len(), listed);
+        }
+        assert_eq!(benchmark["metrics"], all["metrics"]);
+        assert_eq!(benchmark["scheduler_state"], all["scheduler_state"]);
+        let lines = jsonl::beside(&path);
+        let _ = std::fs::remove_file(&lines);
+        if listed[0] < 8 {
+            let error = guidellm::read(&path).unwrap_err().to_string();
+            assert!(error.contains("x.jsonl"), "{error}");
+            jsonl::write(&lines, &Requests::default()).unwrap();
+            let error = guidellm::read(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("has 0 requests") && error.contains("10"),
+                "{error}"
+            );
+            jsonl::write(&lines, &original.requests).unwrap();
+        }
+        assert_eq!(
+            guidellm::read(&path).unwrap(),
+            std::slice::from_ref(&original)
+        );
+    }
+}

@@ -263,6 +263,8 @@ async fn cancelling_keeps_finished_levels_and_resuming_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&mock, Profile::Concurrent(vec![5, 1]), 10);
     config.output_dir = Some(dir.path().to_owned());
+    config.requests_jsonl = true;
+    config.sample_size = Some(3);
     let cancel = Cancel::default();
     let mut dropped = 0;
     let events = |event: Event<'_>| match event {
@@ -282,7 +284,7 @@ async fn cancelling_keeps_finished_levels_and_resuming_goes_on() {
         names.sort();
         names
     };
-    assert_eq!(files(), ["throughput-5.json"]);
+    assert_eq!(files(), ["throughput-5.json", "throughput-5.jsonl"]);
 
     config.resume = true;
     // The request that was cut off may still be on its way to the mock's count.
@@ -298,7 +300,21 @@ async fn cancelling_keeps_finished_levels_and_resuming_goes_on() {
         "what is read back is what was measured"
     );
     assert_eq!(mock.seen.requests.load(SeqCst) - sent_before, 10);
-    assert_eq!(files(), ["throughput-1.json", "throughput-5.json"]);
+    let both = [
+        "throughput-1.json",
+        "throughput-1.jsonl",
+        "throughput-5.json",
+        "throughput-5.jsonl",
+    ];
+    assert_eq!(files(), both);
+
+    // Lines that were not asked for then are written from what was measured.
+    config.sample_size = None;
+    run_quietly(&config).await;
+    let _ = std::fs::remove_file(dir.path().join(both[1]));
+    run_quietly(&config).await;
+    assert_eq!(files(), both);
+    config.requests_jsonl = false;
 
     // Other settings: both are measured again.
     config.data.output_tokens = 9;

@@ -11,12 +11,14 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use crate::chunk::excerpt;
 use crate::error::BenchError;
+use crate::jsonl;
 use crate::record::{LevelResult, Outcome, RequestRecord, Strategy, TokenSource};
 use crate::requests::{Gathering, Requests};
 use crate::spill::Scratch;
 
 /// Read the levels of a report, in its order. Fields that are missing are left empty; what we wrote
-/// ourselves comes back exactly.
+/// ourselves comes back exactly. The requests of a level of ours that are not all listed are taken from the
+/// [JSON lines](crate::jsonl) beside the file.
 ///
 /// # Errors
 /// [`BenchError::Read`] for a file that is not there, is no JSON, or holds no benchmark.
@@ -33,8 +35,33 @@ pub fn read(path: &Path) -> Result<Vec<LevelResult>, BenchError> {
             "it holds no benchmark; expected GuideLLM's report, schema version 2".into(),
         ));
     }
-    let levels = report.benchmarks.into_iter().map(Benchmark::into_level);
-    levels.collect::<Result<_, _>>().map_err(failed)
+    let levels = report.benchmarks.into_iter().map(|benchmark| {
+        let created = benchmark.scheduler_state.created_requests;
+        let created = created.filter(|_| benchmark.powerband.is_some());
+        let mut level = benchmark.into_level().map_err(failed)?;
+        if let Some(created) = created.filter(|created| *created != level.requests.len()) {
+            level.requests = not_listed(path, created)?;
+        }
+        Ok(level)
+    });
+    levels.collect()
+}
+
+/// The requests of a level that its report lists only some of.
+fn not_listed(path: &Path, created: usize) -> Result<Requests, BenchError> {
+    let lines = jsonl::beside(path);
+    let requests = jsonl::read(&lines)?;
+    if requests.len() != created {
+        return Err(BenchError::Read {
+            problem: format!(
+                "it has {} requests, but the level in {} had {created}",
+                requests.len(),
+                path.display()
+            ),
+            path: lines,
+        });
+    }
+    Ok(requests)
 }
 
 #[derive(Deserialize)]
@@ -47,6 +74,7 @@ struct Report {
 #[serde(default)]
 struct Benchmark {
     config: Config,
+    scheduler_state: SchedulerState,
     requests: RequestLists,
     warmup_duration: f64,
     cooldown_duration: f64,
@@ -60,6 +88,12 @@ struct Config {
     strategy: RawStrategy,
     backend: Backend,
     requests: Data,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct SchedulerState {
+    created_requests: Option<usize>,
 }
 
 #[derive(Default, Deserialize)]

@@ -1,7 +1,6 @@
-//! Writing a level: all or nothing, so that a full disk or a killed client leaves no half file.
+//! Writing a level.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Serialize, Serializer};
@@ -14,39 +13,40 @@ use crate::error::BenchError;
 use crate::metrics::window;
 use crate::record::{LevelResult, Outcome, RequestRecord, Strategy};
 use crate::target::Endpoint;
+use crate::whole_file;
 
-/// Write one level to `path`: into a file beside it first, which then takes its name.
+/// Write one level to `path`, which is whole in the end or not there.
 ///
 /// # Errors
 /// [`BenchError::Write`], or [`BenchError::Scratch`] if the requests cannot be read from their temporary
 /// file; an older file of that name is then still whole.
 pub fn write(path: &Path, level: &LevelResult) -> Result<(), BenchError> {
-    let failed = |source: std::io::Error| BenchError::Write {
-        path: path.to_owned(),
-        source,
-    };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write_all(&temporary, level)
-        .map_err(failed)
-        .and_then(|()| level.requests.intact())
-        .and_then(|()| std::fs::rename(&temporary, path).map_err(failed));
-    if written.is_err() {
-        // Best effort: the error that matters is the first one.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    write_report(path, level, None)
 }
 
-fn write_all(path: &Path, level: &LevelResult) -> std::io::Result<()> {
-    let mut out = BufWriter::new(File::create(path)?);
-    serde_json::to_writer(&mut out, &report(level))?;
-    out.write_all(b"\n")?;
-    let file = out
-        .into_inner()
-        .map_err(std::io::IntoInnerError::into_error)?;
-    // On the disk before the name says that it is there.
-    file.sync_all()
+/// As [`write`], but list only `sample_size` of the successful, of the errored and of the incomplete requests,
+/// evenly from start to end. The metrics are of all. To [`read`](super::read) such a level its requests must
+/// stand beside it as [JSON lines](crate::jsonl).
+///
+/// # Errors
+/// As [`write`].
+pub fn write_sample(
+    path: &Path,
+    level: &LevelResult,
+    sample_size: usize,
+) -> Result<(), BenchError> {
+    write_report(path, level, Some(sample_size))
+}
+
+fn write_report(
+    path: &Path,
+    level: &LevelResult,
+    sample_size: Option<usize>,
+) -> Result<(), BenchError> {
+    whole_file::write(path, &level.requests, |out| {
+        serde_json::to_writer(&mut *out, &report(level, sample_size))?;
+        out.write_all(b"\n")
+    })
 }
 
 #[derive(Serialize)]
@@ -87,23 +87,34 @@ struct Requests<'a> {
 struct Stats<'a> {
     level: &'a LevelResult,
     kind: fn(&Outcome) -> bool,
+    /// How many there are, and how many of them are listed.
+    of: usize,
+    listed: usize,
 }
 
 impl Serialize for Stats<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let requests = self
-            .level
-            .requests
-            .iter()
-            .filter(|r| (self.kind)(&r.outcome));
-        serializer.collect_seq(requests.map(|r| request_stats(self.level, &r)))
+        let (of, listed) = (self.of as u128, self.listed as u128);
+        let requests = self.level.requests.iter();
+        let sample = requests
+            .filter(|r| (self.kind)(&r.outcome))
+            .zip(0u128..)
+            // Where the number of those listed so far takes a step.
+            .filter(|(_, i)| (i + 1) * listed / of > i * listed / of);
+        serializer.collect_seq(sample.map(|(r, _)| request_stats(self.level, &r)))
     }
 }
 
-fn report(level: &LevelResult) -> Report<'_> {
+fn report(level: &LevelResult, sample_size: Option<usize>) -> Report<'_> {
     let by_status = ByStatus::of(level);
     let (start, end) = window(level);
-    let stats = |kind| Stats { level, kind };
+    let totals = level.requests.totals();
+    let stats = |kind, of: usize| Stats {
+        level,
+        kind,
+        of,
+        listed: sample_size.unwrap_or(of).min(of),
+    };
     let bare = LevelResult {
         requests: crate::Requests::default(),
         strategy: level.strategy.clone(),
@@ -137,14 +148,14 @@ fn report(level: &LevelResult) -> Report<'_> {
         }),
         benchmarks: [Benchmark {
             type_: "generative_benchmark",
-            config: spec.benchmark_config(level),
+            config: spec.benchmark_config(level, sample_size),
             scheduler_state: scheduler_state(level),
             scheduler_metrics: scheduler_metrics(level, &by_status),
             metrics: metrics(level, &by_status),
             requests: Requests {
-                successful: stats(|o| matches!(o, Outcome::Successful)),
-                errored: stats(|o| matches!(o, Outcome::Errored(_))),
-                incomplete: stats(|o| matches!(o, Outcome::Incomplete(_))),
+                successful: stats(|o| matches!(o, Outcome::Successful), totals.successful),
+                errored: stats(|o| matches!(o, Outcome::Errored(_)), totals.errored),
+                incomplete: stats(|o| matches!(o, Outcome::Incomplete(_)), totals.incomplete),
                 total: Value::Null,
             },
             warnings: warnings(level),
@@ -218,7 +229,7 @@ impl Spec {
     }
 
     /// `config` of the benchmark itself.
-    fn benchmark_config(&self, level: &LevelResult) -> Value {
+    fn benchmark_config(&self, level: &LevelResult, sample_size: Option<usize>) -> Value {
         let constraints: serde_json::Map<String, Value> = self
             .constraints
             .iter()
@@ -240,7 +251,7 @@ impl Spec {
             "run_index": 0,
             "strategy": strategy(&level.strategy),
             "constraints": constraints,
-            "sample_size": null,
+            "sample_size": sample_size,
             "warmup": phase(level.warmup_s),
             "cooldown": phase(level.cooldown_s),
             "prefer_response_metrics": true,
