@@ -31,6 +31,9 @@ pub(crate) struct Counters {
     pub chunks: AtomicU64,
     pub output_tokens: AtomicU64,
     pub total_tokens: AtomicU64,
+    /// First tokens, those of requests that are still going on included, and the sum of their TTFT.
+    pub first_tokens: AtomicU64,
+    pub first_token_us: AtomicU64,
     pub ttft_us: AtomicU64,
     pub itl_us: AtomicU64,
     /// Requests that `itl_us` sums up.
@@ -345,7 +348,14 @@ impl<'a> Answer<'a> {
                 let gap = (at - first) / 1000 - (last - first) / 1000;
                 record.gaps_us.push(u32::try_from(gap).unwrap_or(u32::MAX));
             }
-            _ => record.first_token_ns = Some(at),
+            _ => {
+                record.first_token_ns = Some(at);
+                let counters = &self.shared.counters;
+                counters.first_tokens.fetch_add(1, Relaxed);
+                counters
+                    .first_token_us
+                    .fetch_add(at.saturating_sub(record.sent_ns) / 1000, Relaxed);
+            }
         }
         record.last_token_ns = Some(at);
         record.chunks += 1;

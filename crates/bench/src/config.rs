@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::body::header_problem;
 use crate::error::BenchError;
+use crate::limits::{Limits, RunLimits};
 use crate::profile::Profile;
 use crate::target::{BaseUrl, Endpoint, TargetConfig};
 
@@ -61,27 +62,6 @@ impl Default for DataConfig {
     }
 }
 
-/// When a level ends. At least one of the first two must be given.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// Requests of a level.
-    pub max_requests: Option<u64>,
-    /// Seconds of a level; requests still in flight then are incomplete.
-    pub max_seconds: Option<f64>,
-    /// Failed requests of a level that end it.
-    pub max_errors: Option<u64>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            max_requests: Some(100),
-            max_seconds: None,
-            max_errors: None,
-        }
-    }
-}
-
 /// A part of a level at its start or end that the metrics leave out.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum Phase {
@@ -108,6 +88,8 @@ pub struct BenchConfig {
     pub data: DataConfig,
     /// When a level ends.
     pub limits: Limits,
+    /// When the run ends.
+    pub run_limits: RunLimits,
     /// Left out of the metrics at the start of each level.
     pub warmup: Phase,
     /// Left out of the metrics at the end of each level.
@@ -145,6 +127,7 @@ impl BenchConfig {
             profile,
             data: DataConfig::default(),
             limits: Limits::default(),
+            run_limits: RunLimits::default(),
             warmup: Phase::None,
             cooldown: Phase::None,
             warmup_requests: 0,
@@ -175,28 +158,8 @@ impl BenchConfig {
             ));
         }
         self.profile.check()?;
-        let limits = self.limits;
-        if limits.max_requests.is_none() && limits.max_seconds.is_none() {
-            return Err(BenchError::config(
-                "--max-requests",
-                "give this or --max-seconds, or a level would never end",
-            ));
-        }
-        if limits.max_requests == Some(0) {
-            return Err(BenchError::config("--max-requests", "must be at least 1"));
-        }
-        if limits
-            .max_seconds
-            .is_some_and(|s| !(s.is_finite() && s > 0.0 && s < 1e8))
-        {
-            return Err(BenchError::config(
-                "--max-seconds",
-                "must be a positive number of seconds",
-            ));
-        }
-        if limits.max_errors == Some(0) {
-            return Err(BenchError::config("--max-errors", "must be at least 1"));
-        }
+        self.limits.check()?;
+        self.run_limits.check()?;
         for (flag, phase) in [("--warmup", self.warmup), ("--cooldown", self.cooldown)] {
             let fine = match phase {
                 Phase::None | Phase::Requests(_) => true,
@@ -261,7 +224,6 @@ impl BenchConfig {
         model: &str,
         strategy: &crate::Strategy,
     ) -> String {
-        let number = |v: Option<f64>| v.map_or(Value::Null, |v| json!(v));
         let phase = |p: Phase| format!("{p:?}");
         let settings = json!({
             "target": self.identity.as_deref().unwrap_or(target),
@@ -273,9 +235,7 @@ impl BenchConfig {
             "output_tokens": self.data.output_tokens,
             "format": format!("{:?}", self.data.format),
             "ignore_eos": self.data.ignore_eos,
-            "max_requests": self.limits.max_requests,
-            "max_seconds": number(self.limits.max_seconds),
-            "max_errors": self.limits.max_errors,
+            "limits": self.limits,
             "warmup": phase(self.warmup),
             "cooldown": phase(self.cooldown),
         });
@@ -308,15 +268,9 @@ mod tests {
                 .check()
                 .is_ok()
         );
-        assert!(
-            error(|c| c.limits = Limits {
-                max_requests: None,
-                max_seconds: None,
-                max_errors: None
-            })
-            .starts_with("--max-requests")
-        );
+        assert!(error(|c| c.limits = Limits::NONE).starts_with("--max-requests"));
         assert!(error(|c| c.limits.max_requests = Some(0)).starts_with("--max-requests"));
+        assert!(error(|c| c.run_limits.max_requests = Some(0)).starts_with("--max-total-requests"));
         assert!(error(|c| c.limits.max_seconds = Some(f64::NAN)).starts_with("--max-seconds"));
         assert!(error(|c| c.data.prompt_tokens = 0).starts_with("--prompt-tokens"));
         assert!(error(|c| c.data.output_tokens = 1 << 40).starts_with("--output-tokens"));

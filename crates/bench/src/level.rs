@@ -10,9 +10,10 @@ use crate::body::RequestTemplate;
 use crate::cancel::Cancel;
 use crate::client::{Counters, Shared};
 use crate::clock::Clock;
-use crate::config::{Limits, Phase};
+use crate::config::Phase;
 use crate::error::BenchError;
 use crate::health::{self, ThreadHealth};
+use crate::limits::{CANCELLED, Left, Limits};
 use crate::metrics::{nth_end_ns, seconds};
 use crate::preflight::Prepared;
 use crate::record::{LevelResult, Strategy, TokenSource};
@@ -20,6 +21,7 @@ use crate::recorder::Recording;
 use crate::requests::Gathering;
 use crate::schedule::{Gaps, pace};
 use crate::spill::Scratch;
+use crate::watch::Watch;
 use crate::worker::{Duty, LevelShared, work};
 
 /// How often the display hears of a level.
@@ -30,10 +32,6 @@ const PULSE_EVERY: Duration = Duration::from_millis(10);
 const STREAMS_PER_THREAD: usize = 128;
 /// Streams where the load shape sets no number.
 const STREAMS_UNLESS_ASKED: usize = 512;
-/// Why a level that ran its full time has ended: complete, as far as `--resume` is concerned.
-pub(crate) const TIME_LIMIT: &str = "time limit reached";
-/// Why a level that the user cut off has ended.
-pub(crate) const CANCELLED: &str = "cancelled";
 
 /// A level so far, for a display.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -74,6 +72,8 @@ pub(crate) struct LevelPlan<'a> {
     /// Name, also of its file.
     pub name: &'a str,
     pub limits: Limits,
+    /// What is left of the run's limits.
+    pub left: Left,
 }
 
 /// Run one level against a prepared server. When `cancel` is raised it ends at once, with what was in
@@ -95,6 +95,7 @@ pub async fn run_level(
         number: 0,
         name: &name,
         limits,
+        left: Left::default(),
     };
     run_plan(prepared, plan, cancel, on_progress).await
 }
@@ -108,15 +109,14 @@ pub(crate) async fn run_plan(
     let started = SystemTime::now();
     let shared = Arc::new(shared(prepared, &plan));
     // If this future is dropped, the threads must not go on.
-    let _stop_on_drop = StopOnDrop(shared.stop.clone());
+    let _stop_on_drop = StopOnDrop(shared.watch.stop.clone());
     let folder = prepared.config.output_dir.clone();
     let scratch = folder.map_or_else(Scratch::default, Scratch::new);
-    let recording = Recording::start(scratch, shared.stop.clone())?;
+    let recording = Recording::start(scratch, shared.watch.stop.clone())?;
     let threads = Threads::start(prepared, &plan, &shared, &recording)?;
 
-    let limit = plan.limits.max_seconds.map(Duration::from_secs_f64);
-    let deadline = tokio::time::sleep(limit.unwrap_or(Duration::from_secs(86_400 * 365)));
-    tokio::pin!(deadline);
+    let watch = &shared.watch;
+    let (mut own_time, mut run_time) = (Alarm::at(watch.own_time()), Alarm::at(watch.run_time()));
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut meter = Meter::default();
@@ -125,14 +125,40 @@ pub(crate) async fn run_plan(
     let reports = loop {
         tokio::select! {
             reports = &mut reports => break reports?,
-            () = &mut deadline, if limit.is_some() && !shared.stop.is_cancelled() => shared.stop.stop(TIME_LIMIT),
-            () = cancel.cancelled(), if !shared.stop.is_cancelled() => shared.stop.stop(CANCELLED),
-            _ = ticks.tick() => on_progress(meter.read(&shared, &plan.limits)),
+            () = own_time.rings() => watch.time_is_up(),
+            () = run_time.rings() => watch.run_time_is_up(),
+            () = cancel.cancelled(), if !watch.stop.is_cancelled() => watch.stop.stop(CANCELLED),
+            _ = ticks.tick() => {
+                let counters = &shared.client.counters;
+                watch.look(
+                    shared.client.clock.now_ns() as f64 / 1e9,
+                    counters.first_tokens.load(Relaxed),
+                    counters.first_token_us.load(Relaxed),
+                );
+                on_progress(meter.read(&shared, &plan.limits));
+            }
         }
     };
     on_progress(meter.read(&shared, &plan.limits));
     let gathered = recording.finish().await?;
     Ok(result(prepared, plan, &shared, started, &reports, gathered))
+}
+
+/// Rings once, or never.
+struct Alarm(Option<std::pin::Pin<Box<tokio::time::Sleep>>>);
+
+impl Alarm {
+    fn at(time: Option<Duration>) -> Self {
+        Alarm(time.map(|time| Box::pin(tokio::time::sleep(time))))
+    }
+
+    async fn rings(&mut self) {
+        match &mut self.0 {
+            Some(sleep) => sleep.as_mut().await,
+            None => std::future::pending().await,
+        }
+        self.0 = None;
+    }
 }
 
 struct StopOnDrop(Cancel);
@@ -144,6 +170,7 @@ impl Drop for StopOnDrop {
 }
 
 fn shared(prepared: &Prepared, plan: &LevelPlan<'_>) -> LevelShared {
+    let watch = Watch::new(plan.limits, plan.left.clone(), plan.strategy.open_loop());
     let config = &prepared.config;
     let output_tokens = config.data.output_tokens;
     let template = RequestTemplate::new(
@@ -168,9 +195,8 @@ fn shared(prepared: &Prepared, plan: &LevelPlan<'_>) -> LevelShared {
         name: plan.name.to_owned(),
         first_prompt: plan.number << 32,
         next: AtomicU64::new(0),
-        max_requests: plan.limits.max_requests.unwrap_or(u64::MAX),
-        max_errors: plan.limits.max_errors.unwrap_or(u64::MAX),
-        stop: Cancel::default(),
+        max_requests: watch.max_requests(),
+        watch,
     }
 }
 
@@ -241,8 +267,7 @@ impl Threads {
         })?;
         if let Some(gaps) = Gaps::of(&plan.strategy, plan.number) {
             let shared = shared.clone();
-            let seconds = plan.limits.max_seconds.unwrap_or(f64::INFINITY);
-            spawn("bench-pace", move || pace(&shared, gaps, seconds, &queues))?;
+            spawn("bench-pace", move || pace(&shared, gaps, &queues))?;
         }
         Ok(threads)
     }
@@ -335,13 +360,14 @@ fn result(
         requested_prompt_tokens: Some(config.data.prompt_tokens),
         requested_output_tokens: Some(config.data.output_tokens),
         fingerprint: config.fingerprint(&prepared.target, &prepared.model, &plan.strategy),
+        stopped: shared.watch.reason(requests.len() as u64),
         requests,
-        stopped: shared.stop.reason(),
         ..LevelResult::empty(plan.strategy)
     };
     level.warmup_s = phase_s(config.warmup, &level, false);
     level.cooldown_s = phase_s(config.cooldown, &level, true);
     level.warnings = prepared.warnings.clone();
+    level.warnings.extend(shared.watch.warning());
     level
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));

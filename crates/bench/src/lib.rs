@@ -2,10 +2,10 @@
 //! server and nothing of ours.
 //!
 //! Reading order: [`config`] and [`profile`] (what a run is to do), [`run`] (the levels of a run), `level`,
-//! `schedule` and `worker` (threads and clients), `client` (one request) on `stamped`, `connect`, `http1`, `sse` and
-//! `chunk` (bytes with their times), [`record`] (what is known of one request and of one level), [`requests`]
-//! (many of them, on `spill`; `recorder` takes them from the threads), [`metrics`] (the numbers that follow, on
-//! [`distribution`] and `column`), [`guidellm`] (the file format).
+//! `schedule` and `worker` (threads and clients), `limits` and `watch` (when they end), `client` (one request) on
+//! `stamped`, `connect`, `http1`, `sse` and `chunk` (bytes with their times), [`record`] (what is known of one
+//! request and of one level), [`requests`] (many of them, on `spill`; `recorder` takes them from the threads),
+//! [`metrics`] (the numbers that follow, on [`distribution`] and `column`), [`guidellm`] (the file format).
 
 mod body;
 mod calibrate;
@@ -26,6 +26,7 @@ mod http1;
 pub mod jsonl;
 mod kernel_time;
 mod level;
+mod limits;
 pub mod metrics;
 mod preflight;
 pub mod profile;
@@ -36,6 +37,7 @@ mod recorder;
 mod repeat;
 pub mod requests;
 mod run;
+mod saturation;
 mod schedule;
 mod special;
 mod spill;
@@ -44,14 +46,16 @@ mod stamped;
 mod system;
 pub mod target;
 mod timeline;
+mod watch;
 mod whole_file;
 mod worker;
 
 pub use cancel::Cancel;
-pub use config::{BenchConfig, DataConfig, Limits, Phase, PromptFormat, TokenCounter};
+pub use config::{BenchConfig, DataConfig, Phase, PromptFormat, TokenCounter};
 pub use distribution::{DistributionSummary, summarize, summarize_weighted};
 pub use error::BenchError;
 pub use level::{Progress, run_level};
+pub use limits::{ErrorRate, Limits, RunLimits};
 pub use metrics::{LevelMetrics, Steady};
 pub use preflight::{Prepared, prepare};
 pub use profile::Profile;
@@ -59,5 +63,6 @@ pub use record::{
     ClientHealth, ClientLag, LevelResult, Outcome, RequestRecord, Strategy, TokenSource,
 };
 pub use requests::{Requests, Totals};
-pub use run::{Event, run};
+pub use run::{Event, RunResult, measure, run};
+pub use saturation::OverSaturation;
 pub use target::{Endpoint, TargetConfig, Timeouts};

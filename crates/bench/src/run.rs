@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use crate::cancel::Cancel;
-use crate::config::{BenchConfig, Limits};
+use crate::config::BenchConfig;
 use crate::error::BenchError;
 use crate::guidellm;
 use crate::jsonl;
-use crate::level::{CANCELLED, LevelPlan, Progress, TIME_LIMIT, run_plan};
+use crate::level::{LevelPlan, Progress, run_plan};
+use crate::limits::{self, Budget, CANCELLED, Left, Limits};
 use crate::metrics::LevelMetrics;
 use crate::preflight::{Prepared, prepare};
 use crate::record::{LevelResult, Outcome, Strategy};
@@ -78,6 +79,35 @@ pub enum Event<'a> {
         /// Load shape.
         strategy: &'a Strategy,
     },
+    /// The run ends before its last level.
+    RunStopped {
+        /// Why, one sentence.
+        reason: &'a str,
+    },
+}
+
+/// What a run has at its end.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RunResult {
+    /// The finished levels, in the order of the run.
+    pub levels: Vec<LevelResult>,
+    /// Why the run ended before its last level, where it did: a limit of the run, a level that failed,
+    /// or the user.
+    pub stopped: Option<String>,
+}
+
+/// [`measure`], of which only the levels are kept.
+///
+/// # Errors
+/// Those of [`measure`].
+pub async fn run(
+    config: &BenchConfig,
+    events: impl FnMut(Event<'_>),
+    cancel: &Cancel,
+) -> Result<Vec<LevelResult>, BenchError> {
+    measure(config, events, cancel)
+        .await
+        .map(|result| result.levels)
 }
 
 /// Run all levels. When `cancel` is raised, the levels finished so far are returned.
@@ -85,11 +115,11 @@ pub enum Event<'a> {
 /// # Errors
 /// What [`prepare`] finds, a file that cannot be written, or a level of which every request failed (its
 /// file is written). Files of finished levels are complete in each case.
-pub async fn run(
+pub async fn measure(
     config: &BenchConfig,
     mut events: impl FnMut(Event<'_>),
     cancel: &Cancel,
-) -> Result<Vec<LevelResult>, BenchError> {
+) -> Result<RunResult, BenchError> {
     make_room_for_connections();
     let directory = config.output_dir.as_deref();
     if let Some(directory) = directory {
@@ -100,7 +130,10 @@ pub async fn run(
     }
     let prepared = tokio::select! {
         prepared = prepare(config) => prepared?,
-        () = cancel.cancelled() => return Ok(Vec::new()),
+        () = cancel.cancelled() => return Ok(RunResult {
+            stopped: Some(CANCELLED.to_owned()),
+            ..RunResult::default()
+        }),
     };
     events(Event::Prepared {
         target: &prepared.target,
@@ -111,8 +144,11 @@ pub async fn run(
     let mut done: Vec<LevelResult> = Vec::new();
     let mut names = HashSet::new();
     let mut warm = config.warmup_requests == 0;
+    let mut budget = Budget::new(config.run_limits);
+    let mut stopped = None;
     while let Some(strategy) = config.profile.next(&done) {
         if cancel.is_cancelled() {
+            stopped = Some(CANCELLED.to_owned());
             break;
         }
         let index = done.len();
@@ -148,6 +184,13 @@ pub async fn run(
             )
             .await?;
         }
+        let left = match budget.left() {
+            Ok(left) => left,
+            Err(reason) => {
+                stopped = Some(reason);
+                break;
+            }
+        };
         events(Event::LevelStarted {
             index,
             strategy: &strategy,
@@ -157,6 +200,7 @@ pub async fn run(
             number: index as u64,
             name: &name,
             limits: config.limits,
+            left,
         };
         let on_progress = |progress| {
             events(Event::Progress {
@@ -171,8 +215,10 @@ pub async fn run(
                 index,
                 strategy: &strategy,
             });
+            stopped = Some(CANCELLED.to_owned());
             break;
         }
+        budget.spend(&result);
         if let Some(path) = &path {
             save(config, path, &result)?;
         }
@@ -185,13 +231,24 @@ pub async fn run(
             path: path.as_deref(),
         });
         let failed = all_failed(&result, &name);
+        let reason = result.stopped.clone().filter(|r| limits::failed(r));
         result.requests.put_away();
         done.push(result);
         if let Some(error) = failed {
             return Err(error);
         }
+        if let Some(reason) = reason.filter(|_| config.limits.end_run) {
+            stopped = Some(format!("level {name}: {reason}"));
+            break;
+        }
     }
-    Ok(done)
+    if let Some(reason) = &stopped {
+        events(Event::RunStopped { reason });
+    }
+    Ok(RunResult {
+        levels: done,
+        stopped,
+    })
 }
 
 /// Write the files of a level. Its report is last: where that is, the level is finished.
@@ -220,10 +277,7 @@ fn free_name(names: &mut HashSet<String>, strategy: &Strategy) -> String {
 /// A level that an earlier run has finished, with the same settings.
 fn finished_before(path: &Path, fingerprint: &str) -> Option<LevelResult> {
     let level = guidellm::read(path).ok()?.into_iter().next()?;
-    let complete = level
-        .stopped
-        .as_deref()
-        .is_none_or(|reason| reason == TIME_LIMIT);
+    let complete = level.stopped.as_deref().is_none_or(limits::complete);
     let any = level.requests.totals().successful > 0;
     (complete && any && level.fingerprint == fingerprint).then_some(level)
 }
@@ -245,9 +299,9 @@ async fn warm_up(
         name: "warm-up",
         limits: Limits {
             max_requests: Some(requests),
-            max_seconds: None,
-            max_errors: None,
+            ..Limits::NONE
         },
+        left: Left::default(),
     };
     run_plan(prepared, plan, cancel, |_| {}).await.map(drop)
 }

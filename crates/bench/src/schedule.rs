@@ -42,11 +42,11 @@ impl Gaps {
 pub(crate) fn pace(
     shared: &LevelShared,
     mut gaps: Gaps,
-    seconds: f64,
     queues: &[mpsc::UnboundedSender<Arrival>],
 ) {
     be_prompt();
     let clock = shared.client.clock;
+    let seconds = shared.watch.schedule_s();
     let mut due = 0.0;
     for index in 0..shared.max_requests {
         due = gaps.next(index, due);
@@ -55,7 +55,7 @@ pub(crate) fn pace(
         }
         let intended_ns = (due * 1e9) as u64;
         loop {
-            if shared.stop.is_cancelled() {
+            if shared.watch.stop.is_cancelled() {
                 return;
             }
             let wait = clock

@@ -8,13 +8,13 @@ use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::cancel::Cancel;
 use crate::client::{Client, Shared};
 use crate::health::{ThreadHealth, thread_cpu};
 use crate::read_lag;
 use crate::record::{Outcome, RequestRecord};
 use crate::recorder::Recorder;
 use crate::system::be_prompt;
+use crate::watch::Watch;
 
 /// A level as its threads see it.
 pub(crate) struct LevelShared {
@@ -27,10 +27,8 @@ pub(crate) struct LevelShared {
     pub next: AtomicU64,
     /// Requests of the level.
     pub max_requests: u64,
-    /// Failures that end it.
-    pub max_errors: u64,
-    /// Raised when the level must end now.
-    pub stop: Cancel,
+    /// When the level ends before its last request.
+    pub watch: Watch,
 }
 
 /// A request that is due.
@@ -111,9 +109,9 @@ async fn closed_client(shared: Arc<LevelShared>, recorder: Arc<Recorder>) {
     let mut client = Client::default();
     // Free from the level's start on; later from the end of the request before.
     let mut intended_ns = 0;
-    let stop = shared.stop.clone();
+    let stop = shared.watch.stop.clone();
     let mut stopped = std::pin::pin!(stop.cancelled());
-    while !shared.stop.is_cancelled() {
+    while !shared.watch.stop.is_cancelled() {
         let index = shared.next.fetch_add(1, Relaxed);
         if index >= shared.max_requests {
             break;
@@ -145,10 +143,11 @@ async fn open_loop(
             Some(_) = tasks.join_next() => {}
             arrival = arrivals.recv() => {
                 let Some(arrival) = arrival else { break };
+                shared.watch.due();
                 let (shared, permits) = (shared.clone(), permits.clone());
                 let (recorder, idle) = (recorder.clone(), idle.clone());
                 tasks.spawn(async move {
-                    let stop = shared.stop.clone();
+                    let stop = shared.watch.stop.clone();
                     let mut stopped = std::pin::pin!(stop.cancelled());
                     // In the order of arrival: the semaphore is fair.
                     let permit = tokio::select! {
@@ -187,7 +186,7 @@ fn new_record(shared: &LevelShared, arrival: Arrival) -> RequestRecord {
 
 /// Why a request that the level's end cut off is incomplete.
 fn cut_off(shared: &LevelShared) -> Outcome {
-    Outcome::Incomplete(shared.stop.reason().unwrap_or_default())
+    Outcome::Incomplete(shared.watch.stop.reason().unwrap_or_default())
 }
 
 /// A request that the level's end found still waiting for its turn.
@@ -221,6 +220,7 @@ async fn perform(
         Some(Ok(_)) => {
             record.outcome = Outcome::Successful;
             counters.successful.fetch_add(1, Relaxed);
+            shared.watch.ended(false);
             counters
                 .output_tokens
                 .fetch_add(record.output_tokens, Relaxed);
@@ -237,11 +237,8 @@ async fn perform(
         }
         Some(Err(failure)) => {
             record.outcome = Outcome::Errored(failure.to_string());
-            if counters.errored.fetch_add(1, Relaxed) + 1 >= shared.max_errors {
-                shared
-                    .stop
-                    .stop(&format!("error limit ({}) reached", shared.max_errors));
-            }
+            counters.errored.fetch_add(1, Relaxed);
+            shared.watch.ended(true);
             // A failed request's tokens are what came of it.
             record.output_tokens = record.chunks;
         }

@@ -206,9 +206,8 @@ async fn a_level_ends_at_its_time_limit() {
     .await;
     let mut config = config(&mock, Profile::Concurrent(vec![3]), 1);
     config.limits = Limits {
-        max_requests: None,
         max_seconds: Some(0.45),
-        max_errors: None,
+        ..Limits::NONE
     };
     config.data.output_tokens = 4;
     let level = run_quietly(&config).await.remove(0);
