@@ -300,7 +300,7 @@ fn mean_interval(n: u64, mean: f64, variance: f64) -> ConfidenceInterval {
 
 /// The ranks (from 0) of the two observations between which the q-quantile lies with 95 %: how many of
 /// n values fall below it is binomial, whatever the distribution. `None` where n is too small for both.
-fn percentile_ranks(n: u64, q: f64) -> Option<(u64, u64)> {
+pub fn percentile_ranks(n: u64, q: f64) -> Option<(u64, u64)> {
     let tail = (1.0 - CONFIDENCE) / 2.0;
     // The first rank whose binomial CDF is above / at least the bound.
     let first = |holds: &dyn Fn(f64) -> bool| {

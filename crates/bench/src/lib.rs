@@ -39,7 +39,7 @@ pub mod requests;
 mod run;
 mod saturation;
 mod schedule;
-mod special;
+pub mod special;
 mod spill;
 mod sse;
 mod stamped;

@@ -83,10 +83,10 @@ pub struct Steady {
 }
 
 /// A window of a level, seconds since its start.
-pub(crate) type Window = (f64, f64);
+pub type Window = (f64, f64);
 
 /// The measured window of a level.
-pub(crate) fn window(level: &LevelResult) -> Window {
+pub fn window(level: &LevelResult) -> Window {
     let start = level.warmup_s.clamp(0.0, level.duration_s.max(0.0));
     (start, (level.duration_s - level.cooldown_s).max(start))
 }
@@ -97,7 +97,7 @@ pub(crate) fn overlaps(request: &RequestRecord, window: Window) -> bool {
 }
 
 /// Nanoseconds as seconds.
-pub(crate) fn seconds(ns: u64) -> f64 {
+pub fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
@@ -178,12 +178,12 @@ impl TokenTimes {
 }
 
 /// ITL of a request, ms, and its weight: the tokens after the first.
-pub(crate) fn weighted_itl(r: &RequestRecord) -> Option<(f64, f64)> {
+pub fn weighted_itl(r: &RequestRecord) -> Option<(f64, f64)> {
     Some((r.itl_ms()?, (r.output_tokens - 1) as f64))
 }
 
 /// TPOT of a request, ms, and its weight: its tokens.
-pub(crate) fn weighted_tpot(r: &RequestRecord) -> Option<(f64, f64)> {
+pub fn weighted_tpot(r: &RequestRecord) -> Option<(f64, f64)> {
     Some((r.tpot_ms()?, r.output_tokens as f64))
 }
 
@@ -238,7 +238,7 @@ const MOST_CHUNKS: u64 = 1 << 20;
 
 /// (time ns, tokens) of a request's output: the tokens shared evenly over the chunks, at the chunks' own
 /// times where these are known, else evenly between the first and the last.
-pub(crate) fn output_events(request: &RequestRecord) -> impl Iterator<Item = (u64, f64)> + '_ {
+pub fn output_events(request: &RequestRecord) -> impl Iterator<Item = (u64, f64)> + '_ {
     let tokens = request.output_tokens as f64;
     let (first, last) = (
         request.first_token_ns.unwrap_or(request.end_ns),

@@ -3,9 +3,10 @@
 //!
 //! Reading order: [`summary`] (one level in numbers), [`csv`] (the same as a table), [`sweep`] (the levels
 //! side by side), [`findings`] (what follows from them), [`answers`] (the same in words), then the forms:
-//! [`plots`], `markdown`, `html`, and `write`.
+//! [`plots`], `markdown`, `html`, and `write`. [`compare`] tells two runs apart.
 
 pub mod answers;
+pub mod compare;
 pub mod context;
 pub mod csv;
 mod error;
@@ -48,12 +49,13 @@ pub fn load(paths: &[PathBuf]) -> Result<Report, ReportError> {
     // Written beside the results by whoever measured them.
     let folder = paths.iter().find(|path| path.is_dir());
     let mut context = folder.and_then(|f| Context::read(f)).unwrap_or_default();
-    if let Some(result) = loaded.results.first() {
+    if let Some(result) = loaded.levels.iter().find_map(|l| l.result.as_ref()) {
         let known = |s: &str| (!s.is_empty()).then(|| s.to_owned());
         context.model = context.model.or(known(&result.model));
         context.target = context.target.or(known(&result.target));
     }
-    let mut report = Report::new(loaded.levels, context);
+    let levels = loaded.levels.into_iter().map(|l| l.summary).collect();
+    let mut report = Report::new(levels, context);
     report.sources = loaded.sources;
     Ok(report)
 }

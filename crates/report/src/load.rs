@@ -8,10 +8,27 @@ use crate::csv;
 use crate::error::ReportError;
 use crate::summary::LevelSummary;
 
+/// A level as it was read.
+#[derive(Debug, Clone)]
+pub(crate) struct Level {
+    pub summary: LevelSummary,
+    /// Its requests, where the file has them.
+    pub result: Option<LevelResult>,
+}
+
+impl Level {
+    /// A level whose requests are known.
+    pub fn of(result: &LevelResult) -> Level {
+        Level {
+            summary: LevelSummary::of(result),
+            result: Some(result.clone()),
+        }
+    }
+}
+
 /// What was read.
 pub(crate) struct Loaded {
-    pub levels: Vec<LevelSummary>,
-    pub results: Vec<LevelResult>,
+    pub levels: Vec<Level>,
     pub sources: Vec<PathBuf>,
 }
 
@@ -19,7 +36,6 @@ pub(crate) struct Loaded {
 pub(crate) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
     let mut loaded = Loaded {
         levels: Vec::new(),
-        results: Vec::new(),
         sources: Vec::new(),
     };
     for path in paths {
@@ -81,11 +97,15 @@ fn read_one(path: &Path, loaded: &mut Loaded) -> Result<(), ReportError> {
         .extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("csv"))
     {
-        loaded.levels.extend(csv::read(path)?);
+        let levels = csv::read(path)?.into_iter();
+        loaded.levels.extend(levels.map(|summary| Level {
+            summary,
+            result: None,
+        }));
     } else {
-        let results = guidellm::read(path)?;
-        loaded.levels.extend(results.iter().map(LevelSummary::of));
-        loaded.results.extend(results);
+        loaded
+            .levels
+            .extend(guidellm::read(path)?.iter().map(Level::of));
     }
     loaded.sources.push(path.to_owned());
     Ok(())

@@ -121,7 +121,7 @@ fn section(out: &mut String, heading: &str, lines: &[String]) {
 }
 
 /// Text that cannot become markup: names of files and models, and what a server said, end up here.
-fn inline(text: &str) -> String {
+pub(crate) fn inline(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
