@@ -225,7 +225,7 @@ async fn fitted(
     seed: u64,
     warnings: &mut Vec<String>,
 ) -> Result<Prompts, BenchError> {
-    let levels = probe.config.profile.levels() as u64;
+    let levels = probe.config.levels() as u64;
     let needed = match counter {
         // Each count would be a computed request: a guess and the truth in the records must do.
         Counter::Usage => 0,

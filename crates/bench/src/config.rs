@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::body::header_problem;
 use crate::error::BenchError;
 use crate::limits::{Limits, RunLimits};
+use crate::order::Order;
 use crate::profile::Profile;
 use crate::target::{BaseUrl, Endpoint, TargetConfig};
 
@@ -90,6 +91,11 @@ pub struct BenchConfig {
     pub limits: Limits,
     /// When the run ends.
     pub run_limits: RunLimits,
+    /// Order and repeats of the levels.
+    pub order: Order,
+    /// Seconds over which the clients of a closed level, or the rate of an open one, come up evenly. They
+    /// count as part of the level: a `warmup` of the same length leaves them out of the metrics.
+    pub rampup_s: f64,
     /// Left out of the metrics at the start of each level.
     pub warmup: Phase,
     /// Left out of the metrics at the end of each level.
@@ -128,6 +134,8 @@ impl BenchConfig {
             data: DataConfig::default(),
             limits: Limits::default(),
             run_limits: RunLimits::default(),
+            order: Order::default(),
+            rampup_s: 0.0,
             warmup: Phase::None,
             cooldown: Phase::None,
             warmup_requests: 0,
@@ -139,6 +147,16 @@ impl BenchConfig {
             workers: None,
             tokenizer: None,
         }
+    }
+
+    /// How many levels there will be, repeats and the drift check included; for a search the most there
+    /// can be.
+    pub fn levels(&self) -> usize {
+        let repeats = usize::try_from(self.order.repeats).unwrap_or(usize::MAX);
+        self.profile
+            .levels()
+            .saturating_mul(repeats)
+            .saturating_add(usize::from(self.order.drift_check))
     }
 
     /// Find what cannot work before anything is sent.
@@ -160,6 +178,10 @@ impl BenchConfig {
         self.profile.check()?;
         self.limits.check()?;
         self.run_limits.check()?;
+        self.order.check(&self.profile)?;
+        if !(0.0..1e6).contains(&self.rampup_s) {
+            return Err(BenchError::config("--rampup", "must be seconds, 0 or more"));
+        }
         for (flag, phase) in [("--warmup", self.warmup), ("--cooldown", self.cooldown)] {
             let fine = match phase {
                 Phase::None | Phase::Requests(_) => true,
@@ -236,6 +258,7 @@ impl BenchConfig {
             "format": format!("{:?}", self.data.format),
             "ignore_eos": self.data.ignore_eos,
             "limits": self.limits,
+            "rampup_s": self.rampup_s,
             "warmup": phase(self.warmup),
             "cooldown": phase(self.cooldown),
         });
@@ -289,6 +312,8 @@ mod tests {
             error(|c| c.target.headers.push(("a b".into(), "c".into()))).starts_with("--header")
         );
         assert!(error(|c| c.target.api_key = Some("a\nb".into())).starts_with("--api-key"));
+        assert!(error(|c| c.rampup_s = f64::NAN).starts_with("--rampup"));
+        assert!(error(|c| c.order.repeats = 0).starts_with("--repeats"));
         assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));
         assert!(error(|c| c.requests_jsonl = true).starts_with("--requests-jsonl"));
         assert!(error(|c| c.sample_size = Some(0)).starts_with("--sample-size"));

@@ -74,6 +74,8 @@ pub(crate) struct LevelPlan<'a> {
     pub limits: Limits,
     /// What is left of the run's limits.
     pub left: Left,
+    /// Seconds over which the load comes up.
+    pub rampup_s: f64,
 }
 
 /// Run one level against a prepared server. When `cancel` is raised it ends at once, with what was in
@@ -96,6 +98,7 @@ pub async fn run_level(
         name: &name,
         limits,
         left: Left::default(),
+        rampup_s: prepared.config.rampup_s,
     };
     run_plan(prepared, plan, cancel, on_progress).await
 }
@@ -246,7 +249,13 @@ impl Threads {
                     cap: plan.strategy.concurrency().map(|_| share),
                 }
             } else {
-                Duty::Closed { clients: share }
+                // Clients come up evenly over the ramp, on all threads at once.
+                let ramp_ns = plan.rampup_s * 1e9;
+                let start =
+                    |i: usize| (ramp_ns * (i * count + worker) as f64 / streams as f64) as u64;
+                Duty::Closed {
+                    starts_ns: (0..share).map(start).collect(),
+                }
             };
             let (pulse, pulses_in) = mpsc::unbounded_channel();
             pulses.push(pulse);
@@ -265,7 +274,7 @@ impl Threads {
                 std::thread::sleep(PULSE_EVERY);
             }
         })?;
-        if let Some(gaps) = Gaps::of(&plan.strategy, plan.number) {
+        if let Some(gaps) = Gaps::of(&plan.strategy, plan.number, plan.rampup_s) {
             let shared = shared.clone();
             spawn("bench-pace", move || pace(&shared, gaps, &queues))?;
         }
@@ -362,6 +371,7 @@ fn result(
         fingerprint: config.fingerprint(&prepared.target, &prepared.model, &plan.strategy),
         stopped: shared.watch.reason(requests.len() as u64),
         requests,
+        rampup_s: plan.rampup_s,
         ..LevelResult::empty(plan.strategy)
     };
     level.warmup_s = phase_s(config.warmup, &level, false);

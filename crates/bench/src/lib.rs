@@ -17,6 +17,7 @@ mod column;
 pub mod config;
 mod connect;
 pub mod distribution;
+pub mod drift;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -28,6 +29,7 @@ mod kernel_time;
 mod level;
 mod limits;
 pub mod metrics;
+mod order;
 mod preflight;
 pub mod profile;
 mod prompts;
@@ -53,10 +55,12 @@ mod worker;
 pub use cancel::Cancel;
 pub use config::{BenchConfig, DataConfig, Phase, PromptFormat, TokenCounter};
 pub use distribution::{DistributionSummary, summarize, summarize_weighted};
+pub use drift::Drift;
 pub use error::BenchError;
 pub use level::{Progress, run_level};
 pub use limits::{ErrorRate, Limits, RunLimits};
 pub use metrics::{LevelMetrics, Steady};
+pub use order::Order;
 pub use preflight::{Prepared, prepare};
 pub use profile::Profile;
 pub use record::{

@@ -33,7 +33,8 @@ pub enum Profile {
         /// Most requests in flight; later ones wait, and their wait counts.
         max_concurrency: Option<usize>,
     },
-    /// Synchronous, throughput, then constant rates evenly between what these two reached.
+    /// Synchronous, throughput, then constant rates in even steps from what the first reached up to what
+    /// the second did.
     Sweep {
         /// Levels in all, at least 3.
         levels: usize,
@@ -53,31 +54,43 @@ impl Profile {
         }
     }
 
+    /// The levels, where they are known beforehand.
+    pub(crate) fn fixed(&self) -> Option<Vec<Strategy>> {
+        match self {
+            Profile::Synchronous => Some(vec![Strategy::Synchronous]),
+            Profile::Concurrent(streams) => Some(
+                streams
+                    .iter()
+                    .map(|&streams| Strategy::Concurrent { streams })
+                    .collect(),
+            ),
+            Profile::Throughput { max_concurrency } => Some(vec![throughput(*max_concurrency)]),
+            Profile::Constant {
+                rates,
+                max_concurrency,
+            } => Some(
+                rates
+                    .iter()
+                    .map(|&rate| constant(rate, *max_concurrency))
+                    .collect(),
+            ),
+            Profile::Poisson {
+                rates,
+                max_concurrency,
+            } => Some(
+                rates
+                    .iter()
+                    .map(|&rate| poisson(rate, *max_concurrency))
+                    .collect(),
+            ),
+            Profile::Sweep { .. } => None,
+        }
+    }
+
     /// The next level, given those done; `None` at the end.
     pub(crate) fn next(&self, done: &[LevelResult]) -> Option<Strategy> {
         let at = done.len();
         match self {
-            Profile::Synchronous => (at == 0).then_some(Strategy::Synchronous),
-            Profile::Concurrent(streams) => streams
-                .get(at)
-                .map(|&streams| Strategy::Concurrent { streams }),
-            Profile::Throughput { max_concurrency } => {
-                (at == 0).then_some(throughput(*max_concurrency))
-            }
-            Profile::Constant {
-                rates,
-                max_concurrency,
-            } => rates.get(at).map(|&rate| Strategy::Constant {
-                rate,
-                max_concurrency: *max_concurrency,
-            }),
-            Profile::Poisson {
-                rates,
-                max_concurrency,
-            } => rates.get(at).map(|&rate| Strategy::Poisson {
-                rate,
-                max_concurrency: *max_concurrency,
-            }),
             Profile::Sweep {
                 levels,
                 max_concurrency,
@@ -85,20 +98,18 @@ impl Profile {
                 0 => Some(Strategy::Synchronous),
                 1 => Some(throughput(*max_concurrency)),
                 _ if at < *levels => {
+                    // As GuideLLM: even steps from the synchronous rate (not measured again) up to that of
+                    // the throughput level.
                     let rate = |i: usize| LevelMetrics::of(&done[i]).requests_per_second;
                     let (low, high) = (rate(0).min(rate(1)), rate(0).max(rate(1)));
-                    let step = (at - 1) as f64 / (levels - 1) as f64;
+                    let step = (at - 1) as f64 / (levels - 2) as f64;
                     // To three digits: the rate is part of a file name.
-                    let rate = low + (high - low) * step;
-                    let digits = 10f64.powf(2.0 - rate.max(1e-9).log10().floor());
-                    let rate = (rate * digits).round() / digits;
-                    (rate > 0.0).then_some(Strategy::Constant {
-                        rate,
-                        max_concurrency: *max_concurrency,
-                    })
+                    let rate = three_digits(low + (high - low) * step);
+                    (rate > 0.0).then_some(constant(rate, *max_concurrency))
                 }
                 _ => None,
             },
+            _ => self.fixed()?.into_iter().nth(at),
         }
     }
 
@@ -159,6 +170,26 @@ impl Profile {
     }
 }
 
+/// A rate, rounded to three digits.
+pub(crate) fn three_digits(rate: f64) -> f64 {
+    let digits = 10f64.powf(2.0 - rate.max(1e-9).log10().floor());
+    (rate * digits).round() / digits
+}
+
+fn constant(rate: f64, max_concurrency: Option<usize>) -> Strategy {
+    Strategy::Constant {
+        rate,
+        max_concurrency,
+    }
+}
+
+fn poisson(rate: f64, max_concurrency: Option<usize>) -> Strategy {
+    Strategy::Poisson {
+        rate,
+        max_concurrency,
+    }
+}
+
 fn throughput(max_concurrency: Option<usize>) -> Strategy {
     Strategy::Throughput {
         max_concurrency: Some(max_concurrency.unwrap_or(DEFAULT_CAP)),
@@ -204,7 +235,8 @@ mod tests {
             rates.push(rate);
             done.push(level(1));
         }
-        assert_eq!(rates, [2.0, 3.0, 4.0]);
+        // numpy.linspace(1, 5, 4)[1:], to three digits.
+        assert_eq!(rates, [2.33, 3.67, 5.0]);
     }
 
     #[test]

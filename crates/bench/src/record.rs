@@ -303,6 +303,9 @@ pub struct LevelResult {
     pub requested_output_tokens: Option<u64>,
     /// Every request, in the order of sending.
     pub requests: Requests,
+    /// Seconds over which the clients or the rate came up (`--rampup`).
+    #[serde(default)]
+    pub rampup_s: f64,
     /// Seconds at the level's start that the metrics leave out (`--warmup`).
     #[serde(default)]
     pub warmup_s: f64,
@@ -338,6 +341,7 @@ impl LevelResult {
             requested_prompt_tokens: None,
             requested_output_tokens: None,
             requests: Requests::default(),
+            rampup_s: 0.0,
             warmup_s: 0.0,
             cooldown_s: 0.0,
             stopped: None,

@@ -1,10 +1,12 @@
 //! A run: the levels of a profile, one after the other, each written as soon as it is finished.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
 use std::path::Path;
 
 use crate::cancel::Cancel;
 use crate::config::BenchConfig;
+use crate::drift::Drift;
 use crate::error::BenchError;
 use crate::guidellm;
 use crate::jsonl;
@@ -13,7 +15,9 @@ use crate::limits::{self, Budget, CANCELLED, Left, Limits};
 use crate::metrics::LevelMetrics;
 use crate::preflight::{Prepared, prepare};
 use crate::record::{LevelResult, Outcome, Strategy};
+use crate::requests::Requests;
 use crate::system::make_room_for_connections;
+use crate::whole_file;
 
 /// What happens in a run, for a display.
 #[derive(Debug)]
@@ -79,6 +83,11 @@ pub enum Event<'a> {
         /// Load shape.
         strategy: &'a Strategy,
     },
+    /// The first level was measured once more and compared; `drift.json` is written.
+    DriftChecked {
+        /// What has moved.
+        drift: &'a Drift,
+    },
     /// The run ends before its last level.
     RunStopped {
         /// Why, one sentence.
@@ -94,6 +103,8 @@ pub struct RunResult {
     /// Why the run ended before its last level, where it did: a limit of the run, a level that failed,
     /// or the user.
     pub stopped: Option<String>,
+    /// The first level against its repeat at the end, where that was asked for and measured.
+    pub drift: Option<Drift>,
 }
 
 /// [`measure`], of which only the levels are kept.
@@ -138,7 +149,7 @@ pub async fn measure(
     events(Event::Prepared {
         target: &prepared.target,
         model: &prepared.model,
-        levels: config.profile.levels(),
+        levels: config.levels(),
         warnings: &prepared.warnings,
     });
     let mut done: Vec<LevelResult> = Vec::new();
@@ -146,7 +157,22 @@ pub async fn measure(
     let mut warm = config.warmup_requests == 0;
     let mut budget = Budget::new(config.run_limits);
     let mut stopped = None;
-    while let Some(strategy) = config.profile.next(&done) {
+    let planned = config.profile.fixed().map(|l| config.order.arrange(&l));
+    let (mut checks_drift, mut drift) = (false, None);
+    loop {
+        let next = match &planned {
+            _ if checks_drift => None,
+            Some(levels) => levels.get(done.len()).cloned(),
+            None => config.profile.next(&done),
+        };
+        let strategy = match (next, done.first()) {
+            (Some(next), _) => next,
+            (None, Some(first)) if config.order.drift_check && !checks_drift => {
+                checks_drift = true;
+                first.strategy.clone()
+            }
+            _ => break,
+        };
         if cancel.is_cancelled() {
             stopped = Some(CANCELLED.to_owned());
             break;
@@ -165,6 +191,9 @@ pub async fn measure(
                 jsonl::write(&lines, &result.requests)?;
             }
             let metrics = LevelMetrics::of(&result);
+            if checks_drift {
+                drift = done.first().map(|first| Drift::between(first, &result));
+            }
             events(Event::LevelSkipped {
                 index,
                 result: &result,
@@ -201,6 +230,7 @@ pub async fn measure(
             name: &name,
             limits: config.limits,
             left,
+            rampup_s: config.rampup_s,
         };
         let on_progress = |progress| {
             events(Event::Progress {
@@ -219,6 +249,12 @@ pub async fn measure(
             break;
         }
         budget.spend(&result);
+        if checks_drift {
+            drift = done.first().map(|first| Drift::between(first, &result));
+            result
+                .warnings
+                .extend(drift.as_ref().and_then(Drift::warning));
+        }
         if let Some(path) = &path {
             save(config, path, &result)?;
         }
@@ -242,12 +278,32 @@ pub async fn measure(
             break;
         }
     }
+    if let Some(drift) = &drift {
+        conclude(directory, "drift.json", drift)?;
+        events(Event::DriftChecked { drift });
+    }
     if let Some(reason) = &stopped {
         events(Event::RunStopped { reason });
     }
     Ok(RunResult {
         levels: done,
         stopped,
+        drift,
+    })
+}
+
+/// Write what a run found out beside its levels.
+fn conclude(
+    directory: Option<&Path>,
+    name: &str,
+    finding: &impl serde::Serialize,
+) -> Result<(), BenchError> {
+    let Some(directory) = directory else {
+        return Ok(());
+    };
+    whole_file::write(&directory.join(name), &Requests::default(), |out| {
+        serde_json::to_writer_pretty(&mut *out, finding)?;
+        out.write_all(b"\n")
     })
 }
 
@@ -302,6 +358,7 @@ async fn warm_up(
             ..Limits::NONE
         },
         left: Left::default(),
+        rampup_s: 0.0,
     };
     run_plan(prepared, plan, cancel, |_| {}).await.map(drop)
 }

@@ -9,30 +9,50 @@ use crate::record::Strategy;
 use crate::system::be_prompt;
 use crate::worker::{Arrival, LevelShared};
 
-/// The gaps between arrivals of an open loop, seconds.
-pub(crate) enum Gaps {
-    Even(f64),
-    Exponential(f64, Random),
+/// When the arrivals of an open loop are, seconds since the level's start.
+pub(crate) struct Gaps {
+    rate: f64,
+    rampup_s: f64,
+    /// Random gaps, and the requests that are to be expected up to the last arrival.
+    random: Option<(Random, f64)>,
 }
 
 impl Gaps {
-    /// Those of a strategy; `None` for a closed loop.
-    pub fn of(strategy: &Strategy, number: u64) -> Option<Self> {
-        match strategy {
-            Strategy::Constant { rate, .. } => Some(Gaps::Even(1.0 / rate)),
-            Strategy::Poisson { rate, .. } => {
-                Some(Gaps::Exponential(1.0 / rate, Random::new(42, number)))
-            }
-            _ => None,
-        }
+    /// Those of a strategy whose rate comes up over `rampup_s`; `None` for a closed loop.
+    pub fn of(strategy: &Strategy, number: u64, rampup_s: f64) -> Option<Self> {
+        let (rate, random) = match strategy {
+            Strategy::Constant { rate, .. } => (*rate, None),
+            Strategy::Poisson { rate, .. } => (*rate, Some((Random::new(42, number), 0.0))),
+            _ => return None,
+        };
+        Some(Gaps {
+            rate,
+            rampup_s,
+            random,
+        })
     }
 
-    /// Arrival `index`, given the one before it, seconds since the level's start.
-    fn next(&mut self, index: u64, before: f64) -> f64 {
-        match self {
+    /// Arrival `index`; each is asked for once, in order.
+    fn next(&mut self, index: u64) -> f64 {
+        let expected = match &mut self.random {
             // Not added up: the schedule must not drift.
-            Gaps::Even(gap) => index as f64 * *gap,
-            Gaps::Exponential(mean, random) => before - random.fraction().ln() * *mean,
+            None => index as f64,
+            Some((random, sum)) => {
+                *sum -= random.fraction().ln();
+                *sum
+            }
+        };
+        self.time_of(expected)
+    }
+
+    /// When so many requests are to be expected. The rate grows evenly from nothing, so that after t
+    /// seconds of the ramp rate t^2 / (2 ramp) have come, half of what the full rate brings.
+    fn time_of(&self, requests: f64) -> f64 {
+        let in_ramp = self.rate * self.rampup_s / 2.0;
+        if requests < in_ramp {
+            (2.0 * requests * self.rampup_s / self.rate).sqrt()
+        } else {
+            self.rampup_s + (requests - in_ramp) / self.rate
         }
     }
 }
@@ -47,9 +67,8 @@ pub(crate) fn pace(
     be_prompt();
     let clock = shared.client.clock;
     let seconds = shared.watch.schedule_s();
-    let mut due = 0.0;
     for index in 0..shared.max_requests {
-        due = gaps.next(index, due);
+        let due = gaps.next(index);
         if due >= seconds {
             break;
         }
@@ -78,23 +97,49 @@ pub(crate) fn pace(
 mod tests {
     use super::*;
 
+    fn gaps(strategy: Strategy, rampup_s: f64) -> Gaps {
+        Gaps::of(&strategy, 1, rampup_s).unwrap()
+    }
+
+    fn constant(rate: f64) -> Strategy {
+        Strategy::Constant {
+            rate,
+            max_concurrency: None,
+        }
+    }
+
+    fn poisson(rate: f64) -> Strategy {
+        Strategy::Poisson {
+            rate,
+            max_concurrency: None,
+        }
+    }
+
     #[test]
     fn an_even_schedule_does_not_drift_and_a_random_one_keeps_its_mean() {
-        let mut even = Gaps::Even(1.0 / 3.0);
-        assert_eq!(even.next(300, 0.0), 100.0);
-        let mut poisson = Gaps::of(
-            &Strategy::Poisson {
-                rate: 50.0,
-                max_concurrency: None,
-            },
-            1,
-        )
-        .unwrap();
-        let gaps: Vec<f64> = (0..20_000).map(|i| poisson.next(i, 0.0)).collect();
+        assert_eq!(gaps(constant(3.0), 0.0).next(300), 100.0);
+        let mut random = gaps(poisson(50.0), 0.0);
+        let times: Vec<f64> = (0..20_000).map(|i| random.next(i)).collect();
+        let gaps: Vec<f64> = times.windows(2).map(|w| w[1] - w[0]).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         assert!((mean - 0.02).abs() < 0.0005, "{mean}");
         // The standard deviation of exponential gaps is their mean.
         assert!((variance.sqrt() - 0.02).abs() < 0.0006);
+    }
+
+    #[test]
+    fn a_ramp_brings_half_of_the_full_rate() {
+        // 10 a second after a ramp of 4 s: 20 requests in the ramp, then every tenth of a second.
+        let mut even = gaps(constant(10.0), 4.0);
+        let times: Vec<f64> = (0..41).map(|i| even.next(i)).collect();
+        assert_eq!((times[0], times[5], times[20]), (0.0, 2.0, 4.0));
+        assert!((times[30] - 5.0).abs() < 1e-12 && (times[40] - 6.0).abs() < 1e-12);
+        // The random one has the same mean: a quarter of the ramp's requests in its first half.
+        let mut random = gaps(poisson(1000.0), 8.0);
+        let times: Vec<f64> = (0..8000).map(|i| random.next(i)).collect();
+        let before = |t: f64| times.iter().filter(|x| **x < t).count() as f64;
+        assert!((before(4.0) - 1000.0).abs() < 150.0, "{}", before(4.0));
+        assert!((before(8.0) - 4000.0).abs() < 300.0, "{}", before(8.0));
     }
 }

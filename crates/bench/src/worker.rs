@@ -40,8 +40,8 @@ pub(crate) struct Arrival {
 
 /// What a thread does.
 pub(crate) enum Duty {
-    /// This many clients that send one request after the other.
-    Closed { clients: usize },
+    /// This many clients that send one request after the other; `starts_ns[i]` is when the i-th begins.
+    Closed { starts_ns: Vec<u64> },
     /// Requests as they come due, at most `cap` at once.
     Open {
         arrivals: mpsc::UnboundedReceiver<Arrival>,
@@ -66,7 +66,7 @@ pub(crate) fn work(
     runtime.block_on(async {
         tokio::spawn(note_lags(shared.clone(), pulse, lags.clone()));
         match duty {
-            Duty::Closed { clients } => closed_loop(shared, clients, recorder).await,
+            Duty::Closed { starts_ns } => closed_loop(shared, starts_ns, recorder).await,
             Duty::Open { arrivals, cap } => open_loop(shared, arrivals, cap, recorder).await,
         }
     });
@@ -96,21 +96,28 @@ async fn note_lags(
     }
 }
 
-async fn closed_loop(shared: Arc<LevelShared>, clients: usize, recorder: Arc<Recorder>) {
+async fn closed_loop(shared: Arc<LevelShared>, starts_ns: Vec<u64>, recorder: Arc<Recorder>) {
     let mut tasks = JoinSet::new();
-    for _ in 0..clients {
-        tasks.spawn(closed_client(shared.clone(), recorder.clone()));
+    for start_ns in starts_ns {
+        tasks.spawn(closed_client(shared.clone(), start_ns, recorder.clone()));
     }
     while tasks.join_next().await.is_some() {}
 }
 
 /// Send, and send again when the answer is through, until the level's requests are given out.
-async fn closed_client(shared: Arc<LevelShared>, recorder: Arc<Recorder>) {
+async fn closed_client(shared: Arc<LevelShared>, start_ns: u64, recorder: Arc<Recorder>) {
     let mut client = Client::default();
-    // Free from the level's start on; later from the end of the request before.
-    let mut intended_ns = 0;
+    // Free from its start on; later from the end of the request before.
+    let mut intended_ns = start_ns;
     let stop = shared.watch.stop.clone();
     let mut stopped = std::pin::pin!(stop.cancelled());
+    if start_ns > 0 {
+        let start = tokio::time::sleep_until(shared.client.clock.instant(start_ns).into());
+        tokio::select! {
+            () = start => {}
+            () = stopped.as_mut() => return,
+        }
+    }
     while !shared.watch.stop.is_cancelled() {
         let index = shared.next.fetch_add(1, Relaxed);
         if index >= shared.max_requests {

@@ -103,6 +103,7 @@ struct RawStrategy {
     streams: Option<usize>,
     rate: Option<f64>,
     max_concurrency: Option<usize>,
+    rampup_duration: f64,
 }
 
 #[derive(Default, Deserialize)]
@@ -356,6 +357,7 @@ impl Benchmark {
             requested_prompt_tokens: self.config.requests.prompt_tokens,
             requested_output_tokens: self.config.requests.output_tokens,
             requests,
+            rampup_s: self.config.strategy.rampup_duration,
             warmup_s: self.warmup_duration,
             cooldown_s: self.cooldown_duration,
             warnings: self.warnings.into_iter().map(|w| w.message).collect(),

@@ -180,7 +180,7 @@ struct Spec {
 
 impl Spec {
     fn of(level: &LevelResult) -> Spec {
-        let profile = match &level.strategy {
+        let mut profile = match &level.strategy {
             Strategy::Synchronous => json!({"kind": "synchronous"}),
             Strategy::Concurrent { streams } => json!({"kind": "concurrent", "streams": [streams]}),
             Strategy::Throughput { max_concurrency } => {
@@ -199,6 +199,7 @@ impl Spec {
                 json!({"kind": "poisson", "rate": [rate], "max_concurrency": max_concurrency})
             }
         };
+        profile["rampup_duration"] = json!(level.rampup_s);
         let mean = |of: fn(&RequestRecord) -> u64| {
             level.requests.iter().map(|r| of(&r)).sum::<u64>() / level.requests.len().max(1) as u64
         };
@@ -249,7 +250,7 @@ impl Spec {
             "id_": id,
             "run_id": id,
             "run_index": 0,
-            "strategy": strategy(&level.strategy),
+            "strategy": strategy(level),
             "constraints": constraints,
             "sample_size": sample_size,
             "warmup": phase(level.warmup_s),
@@ -271,24 +272,24 @@ fn id_of(level: &LevelResult) -> String {
     format!("{}-{:.6}", level.fingerprint, level.started_unix)
 }
 
-fn strategy(strategy: &Strategy) -> Value {
-    match strategy {
+fn strategy(level: &LevelResult) -> Value {
+    match &level.strategy {
         Strategy::Synchronous => {
             json!({"type_": "synchronous", "worker_count": 1, "max_concurrency": 1})
         }
         Strategy::Concurrent { streams } => json!({
             "type_": "concurrent", "streams": streams, "worker_count": streams, "max_concurrency": streams,
-            "rampup_duration": 0.0,
+            "rampup_duration": level.rampup_s,
         }),
         Strategy::Throughput { max_concurrency } => json!({
-            "type_": "throughput", "worker_count": null, "max_concurrency": max_concurrency, "rampup_duration": 0.0,
+            "type_": "throughput", "worker_count": null, "max_concurrency": max_concurrency, "rampup_duration": level.rampup_s,
         }),
         Strategy::Constant {
             rate,
             max_concurrency,
         } => json!({
             "type_": "constant", "worker_count": null, "max_concurrency": max_concurrency, "rate": rate,
-            "rampup_duration": 0.0,
+            "rampup_duration": level.rampup_s,
         }),
         Strategy::Poisson {
             rate,
@@ -357,7 +358,7 @@ fn scheduler_metrics(level: &LevelResult, by_status: &ByStatus<'_>) -> Value {
         "finalized_delay_avg": 0.0,
         "processed_delay_avg": 0.0,
         "dataset_incomplete": false,
-        "strategy_type": strategy(&level.strategy)["type_"],
+        "strategy_type": strategy(level)["type_"],
     })
 }
 
