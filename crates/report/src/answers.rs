@@ -24,12 +24,23 @@ pub struct Answers {
 /// Findings that say what limits, in the order of what they cost.
 const LIMITS: [&str; 4] = ["collapse", "step_time_jump", "plateau", "admission_queue"];
 
+/// What to do where the client's limit hides the server's.
+const NEXT_CLIENT: &str = "Run these levels again with a load generator that is not the limit: on another machine, with more cores, or on several machines at once.";
+
 /// Answer from a sweep and what was found in it.
 pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
     let mut a = Answers::default();
     let (Some(peak), Some(low), Some(high)) =
         (sweep.peak(), sweep.points.first(), sweep.points.last())
     else {
+        if !sweep.limited.is_empty() {
+            a.headline.push("The load generator was the limit at every level, so nothing can be said about the server.".into());
+            a.next.push(NEXT_CLIENT.into());
+            a.headline.push(format!("Next: {NEXT_CLIENT}"));
+            let limited = findings.iter().filter(|f| f.id == "client_limited");
+            a.unsure.extend(limited.map(|f| f.evidence.clone()));
+            return a;
+        }
         a.headline
             .push("No level has complete numbers, so nothing can be said about the server.".into());
         a.performance.push("Throughput, TTFT, ITL and E2E are needed for at least one level; see the table for what there is.".into());
@@ -73,12 +84,18 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
         .filter(|f| f.id == "client_limited")
         .collect();
     if let Some(f) = limited.first() {
-        a.bottleneck.insert(0, format!("The load generator itself was the limit at {} level(s), so what happens there is not the server's doing. {}", limited.len(), f.evidence));
+        a.bottleneck.insert(0, format!("The load generator itself was the limit at {} level(s), so what happens there is not the server's doing and is not judged. {}", limited.len(), f.evidence));
     }
     let known = LIMITS.iter().any(|id| get(id).is_some());
     if !known {
+        let ends = match sweep.cut_short_by_the_client() {
+            true => "above that the load generator was the limit, so the server's is not known",
+            false => "the sweep ends before the limit",
+        };
         a.bottleneck.push(format!(
-            "Throughput neither falls nor flattens up to {} clients ({:.0} output tok/s): the sweep ends before the limit.", high.load(), high.output,
+            "Throughput neither falls nor flattens up to {} clients ({:.0} output tok/s): {ends}.",
+            high.load(),
+            high.output,
         ));
     }
 
@@ -96,6 +113,17 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
             format!(" Expected: {}.", gains.join("; "))
         };
         a.next.push(format!("{}{gains}", f.advice));
+    }
+    if sweep.cut_short_by_the_client() {
+        a.next.insert(
+            0,
+            format!(
+                "Above {} clients: {}{}",
+                high.load(),
+                NEXT_CLIENT[..1].to_lowercase(),
+                &NEXT_CLIENT[1..]
+            ),
+        );
     }
     if a.next.is_empty() {
         a.next.push(format!("Add levels above {} clients until throughput stops growing; only then is there a limit to work on.", high.load()));
@@ -158,7 +186,7 @@ fn unsure(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<String> {
     if sweep.inferred {
         out.push("Token counts are inferred from latencies and rates, since a summary does not carry them.".into());
     }
-    let left_out = sweep.levels.len() - sweep.points.len();
+    let left_out = sweep.levels.len() - sweep.points.len() - sweep.limited.len();
     if left_out > 0 {
         out.push(format!(
             "{left_out} level(s) lack a number and are in the table only."
@@ -206,12 +234,25 @@ fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<S
         (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients.", p.value, p.level.unwrap_or(0.0)),
         (_, _, Some(q)) => format!("Bottleneck: requests queue for {:.0} places.", q.value),
         _ if sweep.points.last().is_some_and(|last| std::ptr::eq(last, peak)) => {
-            "Bottleneck: not reached; throughput still grows at the highest level.".into()
+            if sweep.cut_short_by_the_client() {
+                "Bottleneck: not reached; above this the load generator was the limit.".into()
+            } else {
+                "Bottleneck: not reached; throughput still grows at the highest level.".into()
+            }
         }
         _ => "Bottleneck: none stands out; see what remains unsure.".into(),
     });
-    if get("client_limited").is_some() {
-        out.push("Caution: the load generator was the limit at some levels.".into());
+    let limited: Vec<String> = sweep
+        .levels
+        .iter()
+        .filter(|l| l.client_limited())
+        .map(|l| l.label())
+        .collect();
+    if !limited.is_empty() {
+        out.push(format!(
+            "Caution: the load generator was the limit at {}; nothing above is about these levels.",
+            limited.join(", ")
+        ));
     }
     let first_step = answers
         .next

@@ -13,10 +13,11 @@ const BLUE: &str = "#1f5fbf";
 const ORANGE: &str = "#d9720b";
 const GREEN: &str = "#23845a";
 const GREY: &str = "#8a94a3";
+const RED: &str = "#c62f2f";
 
 /// Every plot, by the name of its file without ending.
 pub fn all(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<(&'static str, Chart)> {
-    if sweep.points.is_empty() {
+    if sweep.points.is_empty() && sweep.limited.is_empty() {
         return Vec::new();
     }
     vec![
@@ -63,7 +64,8 @@ pub fn all(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<(&'static str, Chart)
 
 /// What all plots over the load share.
 fn over_load(sweep: &Sweep<'_>, findings: &[Finding], title: &str, y_label: &str) -> Chart {
-    let closed = sweep.points.iter().all(|p| p.asked.is_some());
+    let all = || sweep.points.iter().chain(&sweep.limited);
+    let closed = all().all(|p| p.asked.is_some());
     let mut chart = Chart::new(
         title,
         if closed {
@@ -73,7 +75,8 @@ fn over_load(sweep: &Sweep<'_>, findings: &[Finding], title: &str, y_label: &str
         },
         y_label,
     );
-    chart.x_ticks = sweep.points.iter().map(Point::load).collect();
+    chart.x_ticks = all().map(Point::load).collect();
+    chart.x_ticks.sort_by(f64::total_cmp);
     let last = sweep.points.last().map_or(0.0, Point::load);
     if let Some((prompt, output)) = sweep.prompt_tokens.zip(sweep.output_tokens) {
         chart.subtitle = format!("{prompt:.0} prompt + {output:.0} output tokens a request");
@@ -89,7 +92,7 @@ fn over_load(sweep: &Sweep<'_>, findings: &[Finding], title: &str, y_label: &str
             from: before,
             to: last,
             name: "collapse".into(),
-            color: "#c62f2f",
+            color: RED,
         });
     }
     let cap = sweep
@@ -102,6 +105,15 @@ fn over_load(sweep: &Sweep<'_>, findings: &[Finding], title: &str, y_label: &str
         chart.rules.push(Rule { x, name });
     }
     chart
+}
+
+/// The levels at which the load generator was the limit: points beside the line, which is the server's.
+fn limited(sweep: &Sweep<'_>, at: impl Fn(&Point) -> (f64, f64)) -> Option<Series> {
+    let points: Vec<(f64, f64)> = sweep.limited.iter().map(at).collect();
+    (!points.is_empty()).then(|| Series {
+        loose: true,
+        ..Series::new("the client was the limit", RED, points)
+    })
 }
 
 fn throughput(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
@@ -122,6 +134,9 @@ fn throughput(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
     chart
         .series
         .push(Series::new("output tokens", BLUE, xy(|p| Some(p.output))));
+    chart
+        .series
+        .extend(limited(sweep, |p| (p.load(), p.output)));
     if let Some(peak) = sweep.peak() {
         chart.marks.push(Mark {
             x: peak.load(),
@@ -181,7 +196,8 @@ fn latency(
         color,
         points.iter().map(|p| (p.load(), mean(p))).collect(),
     ));
-    let all = || points.iter().map(mean);
+    chart.series.extend(limited(sweep, |p| (p.load(), mean(p))));
+    let all = || points.iter().chain(&sweep.limited).map(mean);
     let (low, high) = (all().fold(f64::MAX, f64::min), all().fold(0.0, f64::max));
     chart.log_y = high / low > 100.0;
     if let Some(last) = points.last() {
@@ -216,6 +232,7 @@ fn pareto(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
             sweep.points.iter().map(|p| (p.output, p.e2e)).collect(),
         )
     });
+    chart.series.extend(limited(sweep, |p| (p.output, p.e2e)));
     if let (Some(peak), true) = (sweep.peak(), first(findings, "peak").is_some()) {
         chart.marks.push(Mark {
             x: peak.output,

@@ -62,8 +62,11 @@ pub struct Sweep<'a> {
     pub levels: &'a [LevelSummary],
     /// What is known beside them.
     pub context: &'a Context,
-    /// The levels whose numbers are complete, by rising load.
+    /// The levels whose numbers are complete and the server's, by rising load: what is found is found in
+    /// these.
     pub points: Vec<Point>,
+    /// Those at which the load generator was the limit, by rising load: to be shown, not judged.
+    pub limited: Vec<Point>,
     /// Output tokens a request.
     pub output_tokens: Option<f64>,
     /// Prompt tokens a request.
@@ -83,6 +86,7 @@ impl<'a> Sweep<'a> {
             levels,
             context,
             points: Vec::new(),
+            limited: Vec::new(),
             output_tokens: None,
             prompt_tokens: None,
             counts: Counts::Unknown,
@@ -90,12 +94,15 @@ impl<'a> Sweep<'a> {
             inferred: false,
         };
         sweep.infer_tokens();
-        sweep.points = (0..levels.len()).filter_map(|i| sweep.point(i)).collect();
-        sweep.points.sort_by(|a, b| {
+        let mut points: Vec<Point> = (0..levels.len()).filter_map(|i| sweep.point(i)).collect();
+        points.sort_by(|a, b| {
             (a.load(), a.delivered)
                 .partial_cmp(&(b.load(), b.delivered))
                 .unwrap_or(std::cmp::Ordering::Equal)
         });
+        (sweep.limited, sweep.points) = points
+            .into_iter()
+            .partition(|p| levels[p.index].client_limited());
         sweep
     }
 
@@ -194,6 +201,18 @@ impl<'a> Sweep<'a> {
                 .map(|n| n as f64)
                 .filter(|n| *n > 0.0),
         })
+    }
+
+    /// The point of a level, whoever was its limit.
+    pub fn point_of(&self, index: usize) -> Option<&Point> {
+        let mut all = self.points.iter().chain(&self.limited);
+        all.find(|p| p.index == index)
+    }
+
+    /// Was the load generator the limit at a level above all that can be judged?
+    pub fn cut_short_by_the_client(&self) -> bool {
+        let highest = self.points.last().map_or(0.0, Point::load);
+        self.limited.iter().any(|p| p.load() > highest)
     }
 
     /// The level of a point.

@@ -26,9 +26,12 @@ pub fn rows(sweep: &Sweep<'_>) -> Vec<Vec<String>> {
     (0..sweep.levels.len())
         .map(|i| {
             let level = &sweep.levels[i];
-            let point = sweep.points.iter().find(|p| p.index == i);
+            let point = sweep.point_of(i);
             vec![
-                level.label(),
+                match level.client_limited() {
+                    true => format!("{} (client-limited)", level.label()),
+                    false => level.label(),
+                },
                 number(point.map(|p| p.delivered)),
                 number(point.map(|p| p.output)),
                 number(point.and_then(|p| p.total)),

@@ -204,6 +204,100 @@ fn a_client_at_its_limit_is_said_first() {
     );
 }
 
+/// A sweep whose server never tires, and whose client does at 50 clients and above: to its client it looks
+/// like a plateau, then a collapse.
+fn tired_client() -> Vec<LevelResult> {
+    let sweep = |server: &Server, clients: &[usize]| -> Vec<LevelResult> {
+        let level = |c: &usize| server.level(*c, 10 * c);
+        clients.iter().map(level).collect()
+    };
+    let server = |slots: usize, step: fn(f64) -> f64| Server {
+        slots,
+        prompt_ms: 4.0,
+        step,
+        jitter: 0.1,
+    };
+    let mut levels = sweep(&server(1000, |_| 10.0), &[1, 5, 10, 25]);
+    let mut limited = sweep(&server(20, |_| 14.0), &[50, 100, 200]);
+    for level in &mut limited {
+        (level.client.limited, level.client.reason) = (true, "its cores were full".into());
+    }
+    levels.extend(limited);
+    levels
+}
+
+#[test]
+fn no_knee_is_drawn_where_the_client_is_the_limit() {
+    let mut levels = tired_client();
+    let report = Report::from_levels(&levels, Context::default());
+    let ids: Vec<&str> = report.findings().iter().map(|f| f.id.as_str()).collect();
+    for knee in ["plateau", "collapse", "admission_queue", "cap_admission"] {
+        assert!(!ids.contains(&knee), "{knee} in {ids:?}");
+    }
+    for f in report
+        .findings()
+        .iter()
+        .filter(|f| f.id != "client_limited")
+    {
+        assert!(f.level.is_none_or(|l| l < 50.0), "{f:?}");
+    }
+    let peak = report.findings().iter().find(|f| f.id == "peak").unwrap();
+    assert_eq!(peak.level, Some(25.0));
+    assert!(
+        peak.advice.contains("client that is not the limit"),
+        "{}",
+        peak.advice
+    );
+    let text = report.summary_text();
+    for words in [
+        "above this the load generator was the limit",
+        "limit at 50, 100, 200",
+        "another machine",
+    ] {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    assert!(report.table_text().contains("100 (client-limited)"));
+    // The same numbers without the client's word are the server's knee.
+    for level in &mut levels {
+        level.client.limited = false;
+    }
+    let believed = Report::from_levels(&levels, Context::default());
+    let knee = |f: &powerband_report::Finding| f.id == "collapse";
+    assert!(
+        believed.findings().iter().any(knee),
+        "{:?}",
+        believed.findings()
+    );
+    // Drawn, but beside the line.
+    let drawn = |report: &Report| {
+        let folder = tempfile::tempdir().unwrap();
+        report.write(folder.path()).unwrap();
+        std::fs::read_to_string(folder.path().join("plots/throughput.svg")).unwrap()
+    };
+    assert!(drawn(&report).contains("the client was the limit"));
+    assert!(!drawn(&believed).contains("the client was the limit"));
+}
+
+#[test]
+fn a_client_at_its_limit_everywhere_says_nothing_about_the_server() {
+    let levels = &tired_client()[4..];
+    let report = Report::from_levels(levels, Context::default());
+    assert!(
+        report.findings().iter().all(|f| f.id == "client_limited"),
+        "{:?}",
+        report.findings()
+    );
+    let text = report.summary_text();
+    assert!(
+        text.contains("limit at every level") && text.contains("Next: Run these"),
+        "{text}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let written = report.write(folder.path()).unwrap();
+    let page = std::fs::read_to_string(written.markdown).unwrap();
+    assert!(page.contains("its cores were full"), "{page}");
+}
+
 #[test]
 fn requests_that_drift_apart_are_not_the_clients_fault() {
     let server = Server {

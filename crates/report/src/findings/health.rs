@@ -15,7 +15,7 @@ pub fn find(sweep: &Sweep<'_>) -> Vec<Finding> {
         let label = level.label();
         if let Some(why) = level.client_limit.as_ref().filter(|why| !why.is_empty()) {
             found.push(at("client_limited", level.client_cpu.unwrap_or(0.0), "cores of the client", format!("At {label}: {why}."))
-                .advise("The level shows the client's limit, not the server's: run the client on another machine, or leave the level out."));
+                .advise("The level shows the client's limit, not the server's, and nothing is concluded from it: run it again with the client on another machine or with more cores."));
         }
         let total = level.total.unwrap_or(0);
         for (id, count, what) in [

@@ -45,7 +45,9 @@ pub fn peak(sweep: &Sweep<'_>) -> Option<Finding> {
         )
     });
     let open = std::ptr::eq(peak, last) && sweep.points.len() > 1 && plateau(sweep).is_none();
-    Some(Finding::new("peak", Some(peak), peak.output, "output tok/s", evidence).within(interval).advise(if open {
+    Some(Finding::new("peak", Some(peak), peak.output, "output tok/s", evidence).within(interval).advise(if open && sweep.cut_short_by_the_client() {
+        "The peak is at the highest level that the load generator could measure: the server's limit was not shown. Run the levels above it again with a client that is not the limit."
+    } else if open {
         "The peak is at the highest level: the sweep has not shown the limit. Add higher levels."
     } else {
         ""

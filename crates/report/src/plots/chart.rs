@@ -25,6 +25,8 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// A thinner line without points.
     pub dashed: bool,
+    /// Points without a line.
+    pub loose: bool,
     /// A label beside each point; may be empty.
     pub labels: Vec<String>,
 }
@@ -37,6 +39,7 @@ impl Series {
             color,
             points,
             dashed: false,
+            loose: false,
             labels: Vec::new(),
         }
     }
@@ -321,12 +324,14 @@ impl Chart {
             } else {
                 (2.6, "")
             };
-            let _ = write!(
-                out,
-                r#"<polyline points="{}" fill="none" stroke="{}" stroke-width="{width}" stroke-linejoin="round"{dash}/>"#,
-                path(s.points.iter().copied(), scale),
-                s.color
-            );
+            if !s.loose {
+                let _ = write!(
+                    out,
+                    r#"<polyline points="{}" fill="none" stroke="{}" stroke-width="{width}" stroke-linejoin="round"{dash}/>"#,
+                    path(s.points.iter().copied(), scale),
+                    s.color
+                );
+            }
             for (i, p) in s.points.iter().enumerate().filter(|_| !s.dashed) {
                 let (x, y) = (scale.x(p.0), scale.y(p.1));
                 let _ = write!(
