@@ -10,6 +10,8 @@ use crate::error::BenchError;
 use crate::limits::{Limits, RunLimits};
 use crate::order::Order;
 use crate::profile::Profile;
+use crate::search::Search;
+use crate::slo::Slo;
 use crate::target::{BaseUrl, Endpoint, TargetConfig};
 
 /// A tokenizer on the client, where there is one. None is needed: the server's counts are used then.
@@ -91,6 +93,8 @@ pub struct BenchConfig {
     pub limits: Limits,
     /// When the run ends.
     pub run_limits: RunLimits,
+    /// What a request must keep to be a good one; each level then has its goodput.
+    pub slo: Option<Slo>,
     /// Order and repeats of the levels.
     pub order: Order,
     /// Seconds over which the clients of a closed level, or the rate of an open one, come up evenly. They
@@ -134,6 +138,7 @@ impl BenchConfig {
             data: DataConfig::default(),
             limits: Limits::default(),
             run_limits: RunLimits::default(),
+            slo: None,
             order: Order::default(),
             rampup_s: 0.0,
             warmup: Phase::None,
@@ -179,6 +184,16 @@ impl BenchConfig {
         self.limits.check()?;
         self.run_limits.check()?;
         self.order.check(&self.profile)?;
+        match (self.slo, &self.profile) {
+            (Some(slo), _) => slo.check()?,
+            (None, Profile::Goodput(_)) => {
+                return Err(BenchError::config(
+                    "--goodput",
+                    "this profile needs an objective, as in ttft:500,itl:50",
+                ));
+            }
+            _ => {}
+        }
         if !(0.0..1e6).contains(&self.rampup_s) {
             return Err(BenchError::config("--rampup", "must be seconds, 0 or more"));
         }
@@ -247,6 +262,8 @@ impl BenchConfig {
         strategy: &crate::Strategy,
     ) -> String {
         let phase = |p: Phase| format!("{p:?}");
+        let search = Search::of(self);
+        let limits = search.map_or(self.limits, |s| s.limits(strategy, self.limits));
         let settings = json!({
             "target": self.identity.as_deref().unwrap_or(target),
             "model": model,
@@ -257,8 +274,9 @@ impl BenchConfig {
             "output_tokens": self.data.output_tokens,
             "format": format!("{:?}", self.data.format),
             "ignore_eos": self.data.ignore_eos,
-            "limits": self.limits,
+            "limits": limits,
             "rampup_s": self.rampup_s,
+            "slo": self.slo,
             "warmup": phase(self.warmup),
             "cooldown": phase(self.cooldown),
         });
@@ -276,7 +294,7 @@ impl BenchConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Strategy;
+    use crate::{GoodputLoad, GoodputSearch, KneeSearch, Strategy};
 
     fn error(change: impl FnOnce(&mut BenchConfig)) -> String {
         let mut config = BenchConfig::new("http://h", Profile::Synchronous);
@@ -312,6 +330,16 @@ mod tests {
             error(|c| c.target.headers.push(("a b".into(), "c".into()))).starts_with("--header")
         );
         assert!(error(|c| c.target.api_key = Some("a\nb".into())).starts_with("--api-key"));
+        assert!(error(|c| c.slo = Some(Slo::default())).starts_with("--goodput"));
+        let search = GoodputSearch::new(GoodputLoad::Concurrency { max: 9 });
+        assert!(error(|c| c.profile = Profile::Goodput(search)).starts_with("--goodput: this"));
+        let share = GoodputSearch {
+            share: 1.0,
+            ..search
+        };
+        assert!(error(|c| c.profile = Profile::Goodput(share)).starts_with("--goodput-share"));
+        let few = KneeSearch::new(1);
+        assert!(error(|c| c.profile = Profile::Knee(few)).starts_with("--max-concurrency"));
         assert!(error(|c| c.rampup_s = f64::NAN).starts_with("--rampup"));
         assert!(error(|c| c.order.repeats = 0).starts_with("--repeats"));
         assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));

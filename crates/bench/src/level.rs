@@ -372,6 +372,7 @@ fn result(
         stopped: shared.watch.reason(requests.len() as u64),
         requests,
         rampup_s: plan.rampup_s,
+        slo: config.slo,
         ..LevelResult::empty(plan.strategy)
     };
     level.warmup_s = phase_s(config.warmup, &level, false);

@@ -11,6 +11,8 @@ use crate::requests::{Requests, Totals};
 use crate::spill::Scratch;
 use crate::timeline::InOrder;
 
+use crate::slo::Goodput;
+
 pub use crate::distribution::{CONFIDENCE, ConfidenceInterval, PercentileIntervals, Percentiles};
 
 /// Waves a closed-loop level must have before its middle is called steady.
@@ -54,6 +56,8 @@ pub struct LevelMetrics {
     /// The most requests between their first and their last token at one moment; `None` if none had any.
     /// A request that waits for a slot has no token yet, so this shows the slots whatever the queue.
     pub peak_streaming: Option<u64>,
+    /// What met the level's objective; `None` if it has none.
+    pub goodput: Option<Goodput>,
     /// The same without the ramp at both ends; `None` for fewer than [`STEADY_WAVES`] waves.
     pub steady: Option<Steady>,
 }
@@ -105,6 +109,7 @@ impl LevelMetrics {
     /// Compute the numbers of a level.
     pub fn of(level: &LevelResult) -> LevelMetrics {
         let window = window(level);
+        let open_loop = level.strategy.open_loop();
         let scratch = level.requests.scratch();
         let mut totals = Totals::default();
         let mut rates = Rates::new(window);
@@ -112,9 +117,15 @@ impl LevelMetrics {
         let mut tokens = TokenTimes::new(scratch);
         let (mut latency, mut scheduled) = (Column::new(scratch), Column::new(scratch));
         let mut gaps = Gaps::new(scratch);
+        let (mut met, mut judged, mut good_ends) = (0, 0, 0);
         for r in level.requests.iter().filter(|r| overlaps(r, window)) {
             totals.add(&r.outcome);
             in_flight.add(&r);
+            if let Some(kept) = level.slo.and_then(|slo| slo.met_by(&r, open_loop)) {
+                judged += 1;
+                met += u64::from(kept);
+                good_ends += u64::from(kept && seconds(r.end_ns) <= window.1);
+            }
             if r.successful() {
                 rates.add(&r);
                 tokens.add(&r);
@@ -124,7 +135,6 @@ impl LevelMetrics {
             }
         }
         let (requests, prompt, output) = rates.per_second();
-        let open_loop = level.strategy.open_loop();
         LevelMetrics {
             window_s: window.1 - window.0,
             successful: totals.successful,
@@ -143,6 +153,12 @@ impl LevelMetrics {
             total_tokens_per_second: output + prompt,
             delivered_concurrency: in_flight.mean(),
             peak_streaming: peak_streaming(level),
+            goodput: level.slo.map(|_| Goodput {
+                met,
+                judged,
+                share: met as f64 / judged.max(1) as f64,
+                requests_per_second: good_ends as f64 / (window.1 - window.0).max(1e-9),
+            }),
             steady: steady(level),
         }
     }

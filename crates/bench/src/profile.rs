@@ -1,6 +1,8 @@
 //! Which levels a run has. Some profiles choose a level by what the levels before it measured.
 
 use crate::error::BenchError;
+use crate::goodput::GoodputSearch;
+use crate::knee::KneeSearch;
 use crate::metrics::LevelMetrics;
 use crate::record::{LevelResult, Strategy};
 
@@ -41,16 +43,22 @@ pub enum Profile {
         /// Most requests in flight.
         max_concurrency: Option<usize>,
     },
+    /// Closed loops, chosen to find where throughput bends.
+    Knee(KneeSearch),
+    /// Levels chosen to find the largest load that meets the run's objective.
+    Goodput(GoodputSearch),
 }
 
 impl Profile {
-    /// How many levels there will be.
+    /// How many levels there will be; of a search the most.
     pub fn levels(&self) -> usize {
         match self {
             Profile::Synchronous | Profile::Throughput { .. } => 1,
             Profile::Concurrent(streams) => streams.len(),
             Profile::Constant { rates, .. } | Profile::Poisson { rates, .. } => rates.len(),
             Profile::Sweep { levels, .. } => *levels,
+            Profile::Knee(search) => search.max_levels,
+            Profile::Goodput(search) => search.max_levels,
         }
     }
 
@@ -83,11 +91,11 @@ impl Profile {
                     .map(|&rate| poisson(rate, *max_concurrency))
                     .collect(),
             ),
-            Profile::Sweep { .. } => None,
+            Profile::Sweep { .. } | Profile::Knee(_) | Profile::Goodput(_) => None,
         }
     }
 
-    /// The next level, given those done; `None` at the end.
+    /// The next level, given those done; `None` at the end. Not for searches, which are not asked here.
     pub(crate) fn next(&self, done: &[LevelResult]) -> Option<Strategy> {
         let at = done.len();
         match self {
@@ -124,6 +132,8 @@ impl Profile {
         };
         match self {
             Profile::Synchronous => Ok(()),
+            Profile::Knee(search) => search.check(),
+            Profile::Goodput(search) => search.check(),
             Profile::Concurrent(streams) => {
                 if streams.is_empty() || streams.iter().any(|s| !(1..=100_000).contains(s)) {
                     return Err(BenchError::config(

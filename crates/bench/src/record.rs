@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::requests::Requests;
+use crate::slo::Slo;
 
 /// How load is offered in a level.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -303,6 +304,9 @@ pub struct LevelResult {
     pub requested_output_tokens: Option<u64>,
     /// Every request, in the order of sending.
     pub requests: Requests,
+    /// What a request had to keep to be a good one, where that was asked for.
+    #[serde(default)]
+    pub slo: Option<Slo>,
     /// Seconds over which the clients or the rate came up (`--rampup`).
     #[serde(default)]
     pub rampup_s: f64,
@@ -341,6 +345,7 @@ impl LevelResult {
             requested_prompt_tokens: None,
             requested_output_tokens: None,
             requests: Requests::default(),
+            slo: None,
             rampup_s: 0.0,
             warmup_s: 0.0,
             cooldown_s: 0.0,

@@ -16,6 +16,7 @@ use crate::metrics::LevelMetrics;
 use crate::preflight::{Prepared, prepare};
 use crate::record::{LevelResult, Outcome, Strategy};
 use crate::requests::Requests;
+use crate::search::{Conclusion, Search};
 use crate::system::make_room_for_connections;
 use crate::whole_file;
 
@@ -83,6 +84,11 @@ pub enum Event<'a> {
         /// Load shape.
         strategy: &'a Strategy,
     },
+    /// A search is at its end; `knee.json` or `goodput.json` is written.
+    Concluded {
+        /// What it has found.
+        conclusion: &'a Conclusion,
+    },
     /// The first level was measured once more and compared; `drift.json` is written.
     DriftChecked {
         /// What has moved.
@@ -105,6 +111,8 @@ pub struct RunResult {
     pub stopped: Option<String>,
     /// The first level against its repeat at the end, where that was asked for and measured.
     pub drift: Option<Drift>,
+    /// What a search (knee, goodput) found out, or why it did not.
+    pub conclusion: Option<Conclusion>,
 }
 
 /// [`measure`], of which only the levels are kept.
@@ -159,11 +167,13 @@ pub async fn measure(
     let mut stopped = None;
     let planned = config.profile.fixed().map(|l| config.order.arrange(&l));
     let (mut checks_drift, mut drift) = (false, None);
+    let mut search = Search::of(config);
     loop {
-        let next = match &planned {
+        let next = match (&planned, &search) {
             _ if checks_drift => None,
-            Some(levels) => levels.get(done.len()).cloned(),
-            None => config.profile.next(&done),
+            (Some(levels), _) => levels.get(done.len()).cloned(),
+            (None, Some(search)) => search.next(),
+            (None, None) => config.profile.next(&done),
         };
         let strategy = match (next, done.first()) {
             (Some(next), _) => next,
@@ -193,6 +203,8 @@ pub async fn measure(
             let metrics = LevelMetrics::of(&result);
             if checks_drift {
                 drift = done.first().map(|first| Drift::between(first, &result));
+            } else if let Some(search) = &mut search {
+                search.learn(&result, &metrics);
             }
             events(Event::LevelSkipped {
                 index,
@@ -228,7 +240,9 @@ pub async fn measure(
             strategy: strategy.clone(),
             number: index as u64,
             name: &name,
-            limits: config.limits,
+            limits: search
+                .as_ref()
+                .map_or(config.limits, |s| s.limits(&strategy, config.limits)),
             left,
             rampup_s: config.rampup_s,
         };
@@ -266,7 +280,11 @@ pub async fn measure(
             metrics: &metrics,
             path: path.as_deref(),
         });
-        let failed = all_failed(&result, &name);
+        if let Some(search) = search.as_mut().filter(|_| !checks_drift) {
+            search.learn(&result, &metrics);
+        }
+        // To a search it is an answer that a server fails under more load than before.
+        let failed = all_failed(&result, &name).filter(|_| search.is_none() || index == 0);
         let reason = result.stopped.clone().filter(|r| limits::failed(r));
         result.requests.put_away();
         done.push(result);
@@ -277,6 +295,11 @@ pub async fn measure(
             stopped = Some(format!("level {name}: {reason}"));
             break;
         }
+    }
+    let conclusion = search.map(|search| search.conclude(stopped.as_deref()));
+    if let Some(conclusion) = &conclusion {
+        conclude(directory, conclusion.file(), conclusion)?;
+        events(Event::Concluded { conclusion });
     }
     if let Some(drift) = &drift {
         conclude(directory, "drift.json", drift)?;
@@ -289,6 +312,7 @@ pub async fn measure(
         levels: done,
         stopped,
         drift,
+        conclusion,
     })
 }
 

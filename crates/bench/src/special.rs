@@ -89,6 +89,36 @@ pub fn t_two_sided(t: f64, df: f64) -> f64 {
     incomplete_beta(df / 2.0, 0.5, df / (df + t * t))
 }
 
+/// The exact two-sided interval of a share, given `k` of `n` (Clopper and Pearson): the shares at which so
+/// few, or so many, would be as unlikely as the confidence allows. (0, 1) for no trials.
+pub(crate) fn clopper_pearson(k: u64, n: u64, confidence: f64) -> (f64, f64) {
+    let tail = (1.0 - confidence) / 2.0;
+    // The cumulative sum falls as the share grows.
+    let share_at = |k: i64, sum: f64| {
+        let (mut low, mut high) = (0.0, 1.0);
+        for _ in 0..60 {
+            let middle = 0.5 * (low + high);
+            if binomial_cdf(k, n, middle) > sum {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        0.5 * (low + high)
+    };
+    let lower = if k == 0 {
+        0.0
+    } else {
+        share_at(k as i64 - 1, 1.0 - tail)
+    };
+    let upper = if k >= n {
+        1.0
+    } else {
+        share_at(k as i64, tail)
+    };
+    (lower, upper)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +164,21 @@ mod tests {
         }
         assert_eq!(binomial_cdf(-1, n, p), 0.0);
         assert_eq!(binomial_cdf(20, n, p), 1.0);
+    }
+
+    #[test]
+    fn exact_intervals_of_shares() {
+        let check = |k, n, lower: f64, upper: f64| {
+            let (a, b) = clopper_pearson(k, n, 0.95);
+            near(a, lower, 1e-4);
+            near(b, upper, 1e-4);
+        };
+        // Closed forms: with all of n the lower bound is 0.025^(1/n), with none the upper one its mirror.
+        check(20, 20, 0.025f64.powf(1.0 / 20.0), 1.0);
+        check(0, 20, 0.0, 1.0 - 0.025f64.powf(1.0 / 20.0));
+        check(0, 0, 0.0, 1.0);
+        // The published table for 10 trials.
+        check(5, 10, 0.1871, 0.8129);
+        check(1, 10, 0.0025, 0.4450);
     }
 }

@@ -111,6 +111,8 @@ fn every_shape_is_valid_and_comes_back_exactly() {
         let path = dir.path().join(format!("{}.json", strategy.file_stem()));
         let mut original = level(strategy);
         original.warmup_s = 0.04;
+        original.rampup_s = 0.5;
+        original.slo = Some(Slo::parse("ttft:25,itl:2").unwrap());
         guidellm::write(&path, &original).unwrap();
         let report = json_of(&path);
         let errors: Vec<String> = validator

@@ -10,6 +10,7 @@ use crate::distribution::DistributionSummary;
 use crate::metrics::{self, Window, overlaps, weighted_itl, weighted_tpot};
 use crate::record::{LevelResult, Outcome, RequestRecord};
 use crate::requests::Totals;
+use crate::slo::Slo;
 use crate::timeline::{ConcurrencyMeter, InOrder, RateMeter};
 
 /// The requests of a level's window, by how they ended.
@@ -202,6 +203,20 @@ pub(super) fn metrics(level: &LevelResult, by: &ByStatus<'_>) -> Value {
         metrics::output_events(r).for_each(add);
     });
     let none = by.values(|_| None);
+    let (attainment, judged, goodput) = match level.slo {
+        Some(slo) => {
+            let (met, judged) = attained(level, slo);
+            let kept = |r: &RequestRecord| r.successful() && slo.met_by(r, open_loop) == Some(true);
+            let goodput = by.rates(|r, add| {
+                if kept(r) {
+                    add((r.end_ns, 1.0));
+                }
+            });
+            let share = (judged > 0).then(|| met as f64 / judged as f64);
+            (share, judged, goodput)
+        }
+        None => (None, 0, Value::Null),
+    };
     json!({
         "request_totals": by.totals(),
         "requests_per_second": by.rates(|r, add| add((r.end_ns, 1.0))),
@@ -245,10 +260,24 @@ pub(super) fn metrics(level: &LevelResult, by: &ByStatus<'_>) -> Value {
         "audio": modality(&["samples", "seconds", "bytes"], None),
         "tool_call": modality(&["mixed_tokens", "count"], None),
         "turns": null,
-        "slo_attainment": null,
-        "slo_determined_requests": 0,
-        "request_goodput": null,
+        "slo_attainment": attainment,
+        "slo_determined_requests": judged,
+        "request_goodput": goodput,
     })
+}
+
+/// (requests that met the objective, requests judged) as GuideLLM counts: the successful ones alone.
+fn attained(level: &LevelResult, slo: Slo) -> (u64, u64) {
+    let window = metrics::window(level);
+    let open_loop = level.strategy.open_loop();
+    let good = level
+        .requests
+        .iter()
+        .filter(|r| r.successful() && overlaps(r, window));
+    good.filter_map(|r| slo.met_by(&r, open_loop))
+        .fold((0, 0), |(met, judged), kept| {
+            (met + u64::from(kept), judged + 1)
+        })
 }
 
 /// Token counts of a kind of content, and its other measures, which are not known.

@@ -256,7 +256,10 @@ impl Spec {
             "warmup": phase(level.warmup_s),
             "cooldown": phase(level.cooldown_s),
             "prefer_response_metrics": true,
-            "slo": null,
+            // GuideLLM calls the ITL `tpot` in an objective.
+            "slo": level.slo.map(|slo| json!({
+                "ttft_ms": slo.ttft_ms, "tpot_ms": slo.itl_ms, "e2el_ms": slo.e2e_ms,
+            })),
             "confidence": CONFIDENCE,
             "warnings": [],
             "profile": self.profile,

@@ -39,6 +39,7 @@ fn level(strategy: Strategy, requests: Vec<RequestRecord>) -> LevelResult {
         requested_prompt_tokens: Some(10),
         requested_output_tokens: Some(5),
         requests: requests.into(),
+        slo: None,
         rampup_s: 0.0,
         warmup_s: 0.0,
         cooldown_s: 0.0,
