@@ -224,8 +224,10 @@ def run_case(args, tool, name):
         server_cpu = sum(process_cpu_s(mock.process.pid))
         client_cpu = max([usage.ru_utime + usage.ru_stime] + [cpu for _, cpu in watch.samples])
         seen = mock.seen()
+        if seen["requests"] < case["theirs" if tool == THEIRS else "requests"]:
+            raise RuntimeError(f"{tool}, {name}: only {seen['requests']} requests reached the server")
         numbers = {
-            "wall_s": wall, "client_cpu_s": client_cpu, "mock_cpu_s": server_cpu,
+            "served": seen["requests"], "wall_s": wall, "client_cpu_s": client_cpu, "mock_cpu_s": server_cpu,
             # In less time than this, CPU time is too coarse to tell.
             "other": max(0.0, (busy - client_cpu - server_cpu - own) / wall) if wall > 0.5 else 0.0,
             "peak_mib": watch.peak_kib / 1024,
