@@ -24,6 +24,9 @@ const KNOWN_SHARE: f64 = 0.9;
 /// A handshake of this length (ms) has lost a packet: Linux sends the first one again after a second.
 const LOST_HANDSHAKE_MS: f64 = 900.0;
 
+/// Tokens that follow each other faster than this (ms) come together in any case.
+const TOGETHER_MS: f64 = 1.0;
+
 /// What one thread of the client knows of itself at the end of a level.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadHealth {
@@ -129,8 +132,19 @@ pub(crate) fn judge(
 }
 
 /// What a reader of the level must know that is no limit of the client.
-pub(crate) fn warnings(client: &ClientHealth) -> Vec<String> {
+pub(crate) fn warnings(client: &ClientHealth, counters: &Counters) -> Vec<String> {
     let mut found = Vec::new();
+    let itl_requests = counters.itl_requests.load(Relaxed).max(1);
+    let itl_ms = counters.itl_us.load(Relaxed) as f64 / 1e3 / itl_requests as f64;
+    if let Some(lag) = client
+        .client_lag
+        .filter(|lag| itl_ms > TOGETHER_MS && lag.p99_ms > LAG_FLOOR_MS.max(itl_ms))
+    {
+        found.push(format!(
+            "1 % of the reads came {:.1} ms or more after their bytes, when the next token (mean ITL {itl_ms:.1} ms) had come too: both have its time",
+            lag.p99_ms
+        ));
+    }
     match client.client_lag {
         None => found.push(
             "this system does not tell when bytes came: the client's lateness in reading counts as the server's"
@@ -268,10 +282,23 @@ mod tests {
             connect_max_ms,
             ..ClientHealth::default()
         };
+        let counters = Counters::default();
+        counters.itl_us.store(30_000, Relaxed);
+        counters.itl_requests.store(3, Relaxed);
+        let warnings = |client: &ClientHealth| warnings(client, &counters);
         assert_eq!(warnings(&known(1.0, 30.0)), [] as [&str; 0]);
         assert!(warnings(&known(0.5, 30.0))[0].contains("50 % of the reads"));
         assert!(warnings(&known(1.0, 1033.0))[0].contains("1.0 s"));
         assert!(warnings(&ClientHealth::default())[0].contains("does not tell"));
+        // A token every 10 ms: a read that is 12 ms late finds two.
+        let mut late = known(1.0, 30.0);
+        late.client_lag.as_mut().unwrap().p99_ms = 12.0;
+        assert!(
+            warnings(&late)[0].contains("12.0 ms or more")
+                && warnings(&late)[0].contains("10.0 ms")
+        );
+        late.client_lag.as_mut().unwrap().p99_ms = 9.0;
+        assert_eq!(warnings(&late), [] as [&str; 0]);
     }
 
     #[test]

@@ -383,7 +383,9 @@ fn result(
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));
     level.client = health::judge(&level, threads, &shared.client.counters);
-    level.warnings.extend(health::warnings(&level.client));
+    level
+        .warnings
+        .extend(health::warnings(&level.client, &shared.client.counters));
     level
 }
 

