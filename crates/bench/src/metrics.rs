@@ -114,7 +114,7 @@ impl LevelMetrics {
         let mut totals = Totals::default();
         let mut rates = Rates::new(window);
         let mut in_flight = InFlight::new(window);
-        let mut tokens = TokenTimes::new(scratch);
+        let mut tokens = TokenTimes::new(window, scratch);
         let (mut latency, mut scheduled) = (Column::new(scratch), Column::new(scratch));
         let mut gaps = Gaps::new(scratch);
         let (mut met, mut judged, mut good_ends) = (0, 0, 0);
@@ -166,14 +166,16 @@ impl LevelMetrics {
 
 /// When the tokens of requests came.
 struct TokenTimes {
+    window: Window,
     ttft_ms: Column,
     itl_ms: Column,
     tpot_ms: Column,
 }
 
 impl TokenTimes {
-    fn new(scratch: &Scratch) -> Self {
+    fn new(window: Window, scratch: &Scratch) -> Self {
         TokenTimes {
+            window,
             ttft_ms: Column::new(scratch),
             itl_ms: Column::new(scratch),
             tpot_ms: Column::new(scratch),
@@ -181,10 +183,10 @@ impl TokenTimes {
     }
 
     fn add(&mut self, r: &RequestRecord) {
-        if let Some(ttft) = r.ttft_ms() {
+        if let Some(ttft) = ttft_in(r, self.window) {
             self.ttft_ms.push(ttft);
         }
-        if let Some((itl, weight)) = weighted_itl(r) {
+        if let Some((itl, weight)) = itl_in(r, self.window) {
             self.itl_ms.push_weighted(itl, weight);
         }
         if let Some((tpot, weight)) = weighted_tpot(r) {
@@ -193,9 +195,18 @@ impl TokenTimes {
     }
 }
 
-/// ITL of a request, ms, and its weight: the tokens after the first.
-pub fn weighted_itl(r: &RequestRecord) -> Option<(f64, f64)> {
-    Some((r.itl_ms()?, (r.output_tokens - 1) as f64))
+/// TTFT of a request that overlaps the window, ms, if its wait for the first token does so too.
+pub fn ttft_in(r: &RequestRecord, window: Window) -> Option<f64> {
+    let first_s = seconds(r.first_token_ns?);
+    r.ttft_ms().filter(|_| first_s >= window.0)
+}
+
+/// ITL of a request that overlaps the window, ms, and its weight, the tokens after the first, if the time
+/// from its first token on overlaps the window too.
+pub fn itl_in(r: &RequestRecord, window: Window) -> Option<(f64, f64)> {
+    let first_s = seconds(r.first_token_ns?);
+    let itl = r.itl_ms().filter(|_| first_s <= window.1)?;
+    Some((itl, (r.output_tokens - 1) as f64))
 }
 
 /// TPOT of a request, ms, and its weight: its tokens.
@@ -357,7 +368,7 @@ fn steady(level: &LevelResult) -> Option<Steady> {
     let window = (start_s, end_s);
     let mut rates = Rates::new(window);
     let mut in_flight = InFlight::new(window);
-    let mut tokens = TokenTimes::new(level.requests.scratch());
+    let mut tokens = TokenTimes::new((start_s, f64::INFINITY), level.requests.scratch());
     let mut sent = 0;
     for r in level.requests.iter().filter(|r| overlaps(r, window)) {
         in_flight.add(&r);

@@ -94,10 +94,28 @@ fn assert_metrics(name: &str, level: &LevelResult, benchmark: &Value) {
         theirs("request_latency"),
         1e9,
     );
-    assert_eq!(
-        benchmark["metrics"]["request_totals"]["successful"],
-        m.successful
+    let in_window = &benchmark["metrics"]["request_totals"];
+    assert_eq!(in_window["successful"], m.successful, "{name}");
+    assert_eq!(in_window["errored"], m.errored, "{name}");
+    assert_eq!(in_window["incomplete"], m.incomplete, "{name}");
+    let window_s = benchmark["duration"].as_f64().unwrap();
+    assert!(
+        (m.window_s - window_s).abs() < 1e-6,
+        "{name}: {}",
+        m.window_s
     );
+    for (metric, per_second) in [
+        ("requests_per_second", m.requests_per_second),
+        ("prompt_tokens_per_second", m.prompt_tokens_per_second),
+        ("output_tokens_per_second", m.output_tokens_per_second),
+    ] {
+        let events = theirs(metric)["count"].as_f64().unwrap();
+        let ours = per_second * m.window_s;
+        assert!(
+            (ours - events).abs() < 0.5,
+            "{name}, {metric}: {ours} is not {events}"
+        );
+    }
     let listed = |kind: &str| benchmark["requests"][kind].as_array().map_or(0, Vec::len);
     let totals = level.requests.totals();
     assert_eq!(
@@ -126,6 +144,8 @@ fn each_shape_is_read_and_gives_guidellms_numbers() {
     let shapes = [
         ("synchronous", Strategy::Synchronous),
         ("concurrent", Strategy::Concurrent { streams: 3 }),
+        // The same with 0.25 s of warm-up and 0.1 s of cool-down.
+        ("warm-up", Strategy::Concurrent { streams: 3 }),
         (
             "throughput",
             Strategy::Throughput {

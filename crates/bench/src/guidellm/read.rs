@@ -76,6 +76,8 @@ struct Benchmark {
     config: Config,
     scheduler_state: SchedulerState,
     requests: RequestLists,
+    start_time: Option<f64>,
+    end_time: Option<f64>,
     warmup_duration: f64,
     cooldown_duration: f64,
     warnings: Vec<Warning>,
@@ -348,18 +350,24 @@ impl Benchmark {
         if let Some(level) = self.powerband {
             return Ok(LevelResult { requests, ..*level });
         }
+        let duration_s = requests.last_end_ns() as f64 / 1e9;
+        // The measured window, where it stands in the file. GuideLLM's ends where the level should have
+        // ended, which is not when its last request did. What is below a microsecond is rounding.
+        let phase = |seconds: f64| if seconds < 1e-6 { 0.0 } else { seconds };
+        let warmup_s = self.start_time.map(|t| phase(t - origin));
+        let cooldown_s = self.end_time.map(|t| phase(duration_s - (t - origin)));
         Ok(LevelResult {
             target: self.config.backend.target.unwrap_or_default(),
             model: self.config.backend.model.unwrap_or_default(),
             endpoint: self.config.backend.request_format.unwrap_or_default(),
             started_unix: origin,
-            duration_s: requests.last_end_ns() as f64 / 1e9,
+            duration_s,
             requested_prompt_tokens: self.config.requests.prompt_tokens,
             requested_output_tokens: self.config.requests.output_tokens,
             requests,
             rampup_s: self.config.strategy.rampup_duration,
-            warmup_s: self.warmup_duration,
-            cooldown_s: self.cooldown_duration,
+            warmup_s: warmup_s.unwrap_or(self.warmup_duration),
+            cooldown_s: cooldown_s.unwrap_or(self.cooldown_duration),
             warnings: self.warnings.into_iter().map(|w| w.message).collect(),
             ..LevelResult::empty(self.config.strategy.into_strategy())
         })

@@ -160,6 +160,29 @@ fn warm_up_is_left_out() {
 }
 
 #[test]
+fn what_crosses_an_edge_of_the_window_counts_for_the_part_inside() {
+    // First tokens at 100, 200 and 950 ms, last ones at 140, 240 and 990.
+    let mut l = level(
+        Strategy::Synchronous,
+        vec![
+            request(0, 100, 10, 5),
+            request(100, 100, 20, 3),
+            request(850, 100, 30, 2),
+        ],
+    );
+    (l.warmup_s, l.cooldown_s) = (0.12, 0.08);
+    // 0.12 to 0.9: the first had its first token before, the third has it after.
+    let m = LevelMetrics::of(&l);
+    assert_eq!((m.total, m.latency_s.count), (3, 3));
+    assert_eq!((m.ttft_ms.count, m.ttft_ms.max), (2, 100.0));
+    assert_eq!(
+        (m.itl_ms.count, m.itl_ms.min, m.itl_ms.max),
+        (6, 10.0, 20.0)
+    );
+    assert_eq!(m.tpot_ms.count, 10);
+}
+
+#[test]
 fn a_level_without_requests_has_zeros() {
     let m = LevelMetrics::of(&level(Strategy::Synchronous, vec![]));
     assert_eq!(

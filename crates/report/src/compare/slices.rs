@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use powerband_bench::distribution::{CONFIDENCE, percentile_ranks};
-use powerband_bench::metrics::{Window, output_events, seconds, weighted_itl, weighted_tpot};
+use powerband_bench::metrics::{Window, itl_in, output_events, seconds, ttft_in, weighted_tpot};
 use powerband_bench::special::t_quantile;
 use powerband_bench::{LevelResult, RequestRecord};
 
@@ -129,7 +129,9 @@ impl Slices {
             let sent = seconds(r.sent_ns);
             let overlaps = seconds(r.end_ns) >= window.0 && sent <= window.1;
             if overlaps && (!steady || sent >= window.0) {
-                for (latency, value) in self.latencies.iter_mut().zip(values(&r)) {
+                let end = if steady { f64::INFINITY } else { window.1 };
+                let values = values(&r, (window.0, end));
+                for (latency, value) in self.latencies.iter_mut().zip(values) {
                     if let Some((value, weight)) = value {
                         latency.add(at(r.sent_ns), value, weight, held);
                     }
@@ -217,11 +219,11 @@ impl Latency {
     }
 }
 
-/// TTFT, ITL, TPOT and E2E of a request, ms, with their weights.
-fn values(r: &RequestRecord) -> [Option<(f64, f64)>; 4] {
+/// TTFT, ITL, TPOT and E2E of a request that overlaps the window, ms, with their weights.
+fn values(r: &RequestRecord, window: Window) -> [Option<(f64, f64)>; 4] {
     [
-        r.ttft_ms().map(|v| (v, 1.0)),
-        weighted_itl(r),
+        ttft_in(r, window).map(|v| (v, 1.0)),
+        itl_in(r, window),
         weighted_tpot(r),
         Some((r.e2e_s() * 1e3, 1.0)),
     ]
