@@ -130,6 +130,21 @@ impl Screen {
                     strategy.file_stem()
                 ));
             }
+            Event::Concluded { conclusion } => {
+                self.say(conclusion.statement());
+                self.tell(&json!({"event": "concluded", "conclusion": conclusion}));
+            }
+            Event::DriftChecked { drift } => {
+                match drift.warning() {
+                    Some(moved) => self.say(&format!("warning: {moved}")),
+                    None => self.say("the first level, repeated at the end, has not moved"),
+                }
+                self.tell(&json!({"event": "drift_checked", "drift": drift}));
+            }
+            Event::RunStopped { reason } => {
+                self.say(&format!("the run ends early: {reason}"));
+                self.tell(&json!({"event": "run_stopped", "reason": reason}));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `powerband bench`: load any OpenAI-compatible endpoint, level by level.
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use powerband_bench::{BenchConfig, Profile};
 use powerband_report::Context;
 
@@ -26,12 +26,22 @@ pub enum ProfileName {
     Sweep,
 }
 
+/// What else than a measurement.
+#[derive(Debug, Subcommand)]
+pub enum BenchAction {
+    Compare(crate::commands::compare::CompareArgs),
+}
+
 /// Load an OpenAI-compatible endpoint at rising concurrency
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub action: Option<BenchAction>,
     /// The server, as in http://127.0.0.1:8000
-    #[arg(long, env = "POWERBAND_TARGET")]
-    pub target: String,
+    // Required where no subcommand is given, which a bare `String` cannot say.
+    #[arg(long, env = "POWERBAND_TARGET", required = true)]
+    pub target: Option<String>,
     /// The model's name at the server [default: its first]
     #[arg(long)]
     pub model: Option<String>,
@@ -80,7 +90,7 @@ impl BenchArgs {
                 max_concurrency,
             },
         };
-        let mut config = BenchConfig::new(&self.target, profile);
+        let mut config = BenchConfig::new(self.target.clone().unwrap_or_default(), profile);
         config.target.model.clone_from(&self.model);
         self.server.apply(&mut config.target);
         self.load.apply(&mut config);
@@ -90,6 +100,9 @@ impl BenchArgs {
 
 /// Measures the levels, then writes the report beside them.
 pub fn run(args: &BenchArgs) -> CliResult {
+    if let Some(BenchAction::Compare(args)) = &args.action {
+        return crate::commands::compare::run(args);
+    }
     let config = args.config()?;
     let levels = measure::levels(&config, args.load.json)?;
     let first = levels.first();

@@ -5,17 +5,23 @@ use crate::support::Sandbox;
 #[test]
 fn help_of_every_command() {
     let sandbox = Sandbox::new();
-    for command in ["", "run", "serve", "bench", "report", "pull", "doctor"] {
-        let args: Vec<&str> = [command, "--help"]
-            .into_iter()
-            .filter(|a| !a.is_empty())
-            .collect();
+    for command in [
+        "",
+        "run",
+        "serve",
+        "bench",
+        "bench compare",
+        "report",
+        "pull",
+        "doctor",
+    ] {
+        let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let name = format!(
             "help_{}",
             if command.is_empty() {
-                "powerband"
+                "powerband".into()
             } else {
-                command
+                command.replace(' ', "_")
             }
         );
         insta::assert_snapshot!(name, sandbox.run(&args).ok().stdout);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod compare;
 mod config;
 mod errors;
 mod help;
