@@ -20,6 +20,9 @@ use crate::search::{Conclusion, Search};
 use crate::system::make_room_for_connections;
 use crate::whole_file;
 
+/// How the warning of a level begins after which a limit ended the run.
+const RUN_ENDED: &str = "the run ended after this level: ";
+
 /// What happens in a run, for a display.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -168,6 +171,7 @@ pub async fn measure(
     let planned = config.profile.fixed().map(|l| config.order.arrange(&l));
     let (mut checks_drift, mut drift) = (false, None);
     let mut search = Search::of(config);
+    let mut last_path = None;
     loop {
         let next = match (&planned, &search) {
             _ if checks_drift => None,
@@ -191,11 +195,17 @@ pub async fn measure(
         let name = free_name(&mut names, &strategy);
         let path = directory.map(|d| d.join(format!("{name}.json")));
         if let (true, Some(path)) = (config.resume, &path)
-            && let Some(result) = finished_before(
+            && let Some(mut result) = finished_before(
                 path,
                 &config.fingerprint(&prepared.target, &prepared.model, &strategy),
             )
         {
+            // The run goes on after it now.
+            let warnings = result.warnings.len();
+            result.warnings.retain(|w| !w.starts_with(RUN_ENDED));
+            if result.warnings.len() < warnings {
+                save(config, path, &result)?;
+            }
             let lines = jsonl::beside(path);
             if config.requests_jsonl && !lines.exists() {
                 jsonl::write(&lines, &result.requests)?;
@@ -206,6 +216,7 @@ pub async fn measure(
             } else if let Some(search) = &mut search {
                 search.learn(&result, &metrics);
             }
+            last_path = Some(path.clone());
             events(Event::LevelSkipped {
                 index,
                 result: &result,
@@ -272,6 +283,7 @@ pub async fn measure(
         if let Some(path) = &path {
             save(config, path, &result)?;
         }
+        last_path.clone_from(&path);
         let metrics = LevelMetrics::of(&result);
         result.requests.intact()?;
         events(Event::LevelFinished {
@@ -294,6 +306,16 @@ pub async fn measure(
         if let Some(reason) = reason.filter(|_| config.limits.end_run) {
             stopped = Some(format!("level {name}: {reason}"));
             break;
+        }
+    }
+    if let (Some(reason), Some(last)) = (&stopped, done.last_mut())
+        && reason != CANCELLED
+        && last.stopped.as_ref() != Some(reason)
+    {
+        // A limit that fell between two levels would otherwise stand in no file.
+        last.warnings.push(format!("{RUN_ENDED}{reason}"));
+        if let Some(path) = &last_path {
+            save(config, path, last)?;
         }
     }
     let conclusion = search.map(|search| search.conclude(stopped.as_deref()));

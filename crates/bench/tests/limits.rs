@@ -119,15 +119,19 @@ async fn a_level_lasts_until_the_requests_that_it_must_have_are_through() {
     }
 }
 
-#[tokio::test]
-async fn a_schedule_that_outruns_its_server_is_ended_and_a_slow_steady_one_is_not() {
-    // One at a time, 30 ms each: 33 a second.
-    let mock = mock(Settings {
+/// One request at a time, 30 ms each: 33 a second.
+async fn one_slot() -> Mock {
+    mock(Settings {
         ttft: Duration::from_millis(30),
         slots: 1,
         ..Settings::default()
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn a_schedule_that_outruns_its_server_is_ended_and_a_slow_steady_one_is_not() {
+    let mock = one_slot().await;
     let limits = Limits {
         max_seconds: Some(6.0),
         over_saturation: Some(OverSaturation {
@@ -157,8 +161,8 @@ async fn a_schedule_that_outruns_its_server_is_ended_and_a_slow_steady_one_is_no
         max_seconds: Some(2.5),
         ..limits
     };
-    // What the first level left queued at the server must be gone.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A new server: the first one still has the queue that the level left.
+    let mock = one_slot().await;
     let level = measured(&config(&mock, constant(8.0), limits))
         .await
         .levels
@@ -209,6 +213,22 @@ async fn limits_of_the_run_keep_what_is_finished_and_resume_goes_on() {
     let counts: Vec<usize> = again.levels.iter().map(|l| l.requests.len()).collect();
     assert_eq!(counts, [10, 10, 10, 10]);
     assert_eq!(again.stopped, None);
+
+    // A limit that falls between two levels stands in the last one's file, until the run goes on.
+    config.resume = false;
+    config.run_limits.max_requests = Some(20);
+    let between = measured(&config).await;
+    let warnings = |levels: &[LevelResult]| levels.last().unwrap().warnings.join("; ");
+    assert_eq!(between.levels.len(), 2);
+    assert!(between.levels[1].stopped.is_none());
+    let told = "the run ended after this level: request limit of the run (20) reached";
+    assert!(warnings(&between.levels).contains(told));
+    let file = dir.path().join("throughput-2.json");
+    assert!(warnings(&guidellm::read(&file).unwrap()).contains(told));
+    config.resume = true;
+    config.run_limits = RunLimits::default();
+    assert_eq!(measured(&config).await.levels.len(), 4);
+    assert!(!warnings(&guidellm::read(&file).unwrap()).contains("the run ended"));
 
     config.resume = false;
     config.run_limits = RunLimits {
