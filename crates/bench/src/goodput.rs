@@ -26,7 +26,7 @@ pub enum GoodputLoad {
         /// Most clients.
         max: usize,
     },
-    /// Requests per second of an open loop, beginning with 1.
+    /// Requests per second of an open loop.
     Rate {
         /// Most requests per second.
         max: f64,
@@ -40,6 +40,9 @@ pub enum GoodputLoad {
 pub struct GoodputSearch {
     /// What is varied.
     pub load: GoodputLoad,
+    /// Clients or requests per second of the first level; from there the search doubles, or halves. A low
+    /// rate takes long to have its requests.
+    pub start: f64,
     /// Share of the requests that must meet the objective, above 0 and below 1.
     pub share: f64,
     /// The search ends when the two sides of its answer are this close, relative to the answer.
@@ -49,10 +52,11 @@ pub struct GoodputSearch {
 }
 
 impl GoodputSearch {
-    /// With the usual settings: 95 % of the requests, the answer within 10 %, 30 levels.
+    /// With the usual settings: from 1 on, 95 % of the requests, the answer within 10 %, 30 levels.
     pub fn new(load: GoodputLoad) -> Self {
         GoodputSearch {
             load,
+            start: 1.0,
             share: 0.95,
             tolerance: 0.1,
             max_levels: 30,
@@ -86,7 +90,18 @@ impl GoodputSearch {
             GoodputLoad::Rate { max, .. } if !(LEAST_RATE..=1e6).contains(&max) => Err(
                 BenchError::config("--max-rate", "must be between 1/64 and 1,000,000 a second"),
             ),
+            _ if !(self.range().0..=self.range().1).contains(&self.start) => Err(
+                BenchError::config("--search-start", "must be within the range of the search"),
+            ),
             _ => Ok(()),
+        }
+    }
+
+    /// (smallest, largest) load of the search.
+    fn range(&self) -> (f64, f64) {
+        match self.load {
+            GoodputLoad::Concurrency { max } => (1.0, max as f64),
+            GoodputLoad::Rate { max, .. } => (LEAST_RATE, max),
         }
     }
 
@@ -192,14 +207,6 @@ impl GoodputState {
         })
     }
 
-    /// (smallest, largest) load of the search.
-    fn range(&self) -> (f64, f64) {
-        match self.search.load {
-            GoodputLoad::Concurrency { max } => (1.0, max as f64),
-            GoodputLoad::Rate { max, .. } => (LEAST_RATE, max),
-        }
-    }
-
     /// A load that can be tried: a whole number of clients, a rate that fits a file name.
     fn round(&self, load: f64) -> f64 {
         match self.search.load {
@@ -209,12 +216,12 @@ impl GoodputState {
     }
 
     fn next_load(&self) -> Option<f64> {
-        let (least, most) = self.range();
+        let (least, most) = self.search.range();
         if self.levels >= self.search.max_levels || self.client_limited.is_some() {
             return None;
         }
         let Some(last) = self.probes.last() else {
-            return Some(1f64.min(most));
+            return Some(self.round(self.search.start));
         };
         if last.verdict == Verdict::Undecided && !last.extended {
             return Some(last.load);
@@ -451,6 +458,30 @@ mod tests {
             let met = answer.largest_met.unwrap();
             assert!(met <= edge && met > 0.88 * edge, "{edge}: {met}");
         }
+    }
+
+    #[test]
+    fn the_start_does_not_change_the_answer() {
+        for start in [1.0, 7.0, 60.0, 256.0] {
+            let search = GoodputSearch {
+                start,
+                ..streams(256)
+            };
+            let answer = found(search, 1, |load| f64::from(u8::from(load <= 60.0)));
+            let met = answer.largest_met.unwrap();
+            assert!((54.0..=60.0).contains(&met), "{start}: {answer:?}");
+        }
+        let outside = GoodputSearch {
+            start: 300.0,
+            ..streams(256)
+        };
+        assert!(
+            outside
+                .check()
+                .unwrap_err()
+                .to_string()
+                .starts_with("--search-start")
+        );
     }
 
     #[test]

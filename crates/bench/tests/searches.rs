@@ -110,6 +110,35 @@ async fn the_largest_concurrency_that_meets_an_objective() {
 }
 
 #[tokio::test]
+async fn the_largest_rate_that_meets_an_objective() {
+    // Six at once, 40 ms each: 150 a second, above which the queue grows without end.
+    let mock = six_slots().await;
+    let search = GoodputSearch {
+        start: 60.0,
+        share: 0.8,
+        ..GoodputSearch::new(GoodputLoad::Rate {
+            max: 1000.0,
+            poisson: false,
+        })
+    };
+    let mut config = config(&mock, Profile::Goodput(search));
+    config.limits.max_requests = Some(100);
+    config.slo = Some(Slo::parse("ttft:60").unwrap());
+    let result = measure(&config, |_| {}, &Cancel::default()).await.unwrap();
+    let Some(Conclusion::Goodput(answer)) = &result.conclusion else {
+        panic!()
+    };
+    assert_eq!(answer.unit, "requests_per_second");
+    if result.levels.iter().any(|l| l.client.limited) {
+        return;
+    }
+    // A hundred requests are a short queue: a little more than the capacity still passes.
+    let met = answer.largest_met.unwrap();
+    assert!((60.0..=200.0).contains(&met), "{answer:?}");
+    assert!(answer.smallest_missed.unwrap() > 140.0, "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_search_that_is_cut_says_so() {
     let mock = six_slots().await;
     let mut config = config(&mock, Profile::Knee(KneeSearch::new(32)));
