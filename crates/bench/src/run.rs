@@ -223,6 +223,7 @@ pub async fn measure(
                 metrics: &metrics,
                 path,
             });
+            result.requests.put_away();
             done.push(result);
             continue;
         }

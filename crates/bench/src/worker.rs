@@ -1,11 +1,12 @@
 //! The threads that send. Each has a runtime of its own, so that nothing else in the process (a server
 //! under test, a display) delays a read, and so that its CPU time is the client's and nobody else's.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Shared};
@@ -141,41 +142,48 @@ async fn open_loop(
     cap: Option<usize>,
     recorder: Arc<Recorder>,
 ) {
-    let permits = Arc::new(Semaphore::new(cap.unwrap_or(Semaphore::MAX_PERMITS)));
+    let most = cap.unwrap_or(usize::MAX).max(1);
     let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
+    // A request that waits for its turn is a number here: a task for each would fill memory.
+    let mut waiting = VecDeque::new();
     let mut tasks = JoinSet::new();
-    loop {
+    let mut more = true;
+    let stop = shared.watch.stop.clone();
+    let mut stopped = std::pin::pin!(stop.cancelled());
+    while more || !tasks.is_empty() || !waiting.is_empty() {
+        let ended = stop.is_cancelled();
         tokio::select! {
-            // Finished tasks are taken off, or they would pile up until the end.
+            // Finished tasks make room for those that wait.
             Some(_) = tasks.join_next() => {}
-            arrival = arrivals.recv() => {
-                let Some(arrival) = arrival else { break };
-                shared.watch.due();
-                let (shared, permits) = (shared.clone(), permits.clone());
-                let (recorder, idle) = (recorder.clone(), idle.clone());
-                tasks.spawn(async move {
-                    let stop = shared.watch.stop.clone();
-                    let mut stopped = std::pin::pin!(stop.cancelled());
-                    // In the order of arrival: the semaphore is fair.
-                    let permit = tokio::select! {
-                        biased;
-                        permit = permits.acquire() => permit.ok(),
-                        () = stopped.as_mut() => None,
-                    };
-                    let record = if permit.is_some() {
-                        let mut client = lock(&idle).pop().unwrap_or_default();
-                        let record = perform(&shared, &mut client, arrival, stopped).await;
-                        lock(&idle).push(client);
-                        record
-                    } else {
-                        never_sent(&shared, arrival)
-                    };
-                    recorder.push(record);
-                });
+            arrival = arrivals.recv(), if more => match arrival {
+                Some(arrival) => {
+                    shared.watch.due();
+                    waiting.push_back(arrival);
+                }
+                None => more = false,
+            },
+            () = stopped.as_mut(), if !ended => {}
+        }
+        if stop.is_cancelled() {
+            for arrival in waiting.drain(..) {
+                recorder.push(never_sent(&shared, arrival));
             }
         }
+        while tasks.len() < most
+            && let Some(arrival) = waiting.pop_front()
+        {
+            let shared = shared.clone();
+            let (recorder, idle) = (recorder.clone(), idle.clone());
+            tasks.spawn(async move {
+                let stop = shared.watch.stop.clone();
+                let stopped = std::pin::pin!(stop.cancelled());
+                let mut client = lock(&idle).pop().unwrap_or_default();
+                let record = perform(&shared, &mut client, arrival, stopped).await;
+                lock(&idle).push(client);
+                recorder.push(record);
+            });
+        }
     }
-    while tasks.join_next().await.is_some() {}
 }
 
 /// Nothing that holds these locks can panic; if it did, the data would still be whole.

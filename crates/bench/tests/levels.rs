@@ -182,6 +182,31 @@ async fn open_loops_keep_their_schedule_whatever_the_server_does() {
 }
 
 #[tokio::test]
+async fn what_still_waits_for_its_turn_at_the_end_is_incomplete() {
+    let mock = mock(Settings {
+        ttft: Duration::from_millis(100),
+        ..Settings::default()
+    })
+    .await;
+    let profile = Profile::Constant {
+        rates: vec![1000.0],
+        max_concurrency: Some(2),
+    };
+    let mut config = config(&mock, profile, 200);
+    config.limits.max_seconds = Some(0.35);
+    let level = run_quietly(&config).await.remove(0);
+    assert_eq!(mock.seen.most_in_flight.load(SeqCst), 2);
+    let totals = level.requests.totals();
+    // All 200 were due in 0.2 s; two at a time of 0.1 s each, the fewest came through.
+    assert_eq!((totals.total(), totals.errored), (200, 0));
+    assert!((2..=8).contains(&totals.successful), "{totals:?}");
+    let waited = level.requests.iter().filter(|r| r.sent_ns == r.end_ns);
+    assert!(waited.count() >= 200 - 8 - 2);
+    let in_order = level.requests.iter().filter(|r| r.successful());
+    assert!(in_order.map(|r| r.intended_ns).is_sorted());
+}
+
+#[tokio::test]
 async fn a_sweep_has_its_levels() {
     let mock = mock(Settings {
         ttft: Duration::from_millis(5),
