@@ -253,6 +253,23 @@ fn guidellms_own_report_is_read() {
 }
 
 #[test]
+fn the_objective_of_a_foreign_report_is_judged() {
+    let mut report = json_of(&fixture("report.example.json"));
+    let slo = &mut report["benchmarks"][0]["config"]["slo"];
+    *slo = json!({"ttft_ms": 103.0, "tpot_ms": 9.99, "e2el_ms": null});
+    report["benchmarks"][1]["config"]["slo"] = json!({"ttft_ms": -1.0});
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("theirs.json");
+    std::fs::write(&path, report.to_string()).unwrap();
+    let levels = guidellm::read(&path).unwrap();
+    // Its four listed requests: TTFT 101.27, 104.11, 103.51, 102.16; ITL 9.9885, 9.9913, 9.9893, 9.9919.
+    let goodput = LevelMetrics::of(&levels[0]).goodput.unwrap();
+    assert_eq!((goodput.met, goodput.judged), (1, 4));
+    assert_eq!(goodput.share, 0.25);
+    assert_eq!(LevelMetrics::of(&levels[1]).goodput, None);
+}
+
+#[test]
 fn files_that_are_no_report_say_so() {
     let dir = tempfile::tempdir().unwrap();
     for (name, content, words) in [

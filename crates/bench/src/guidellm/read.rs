@@ -14,6 +14,7 @@ use crate::error::BenchError;
 use crate::jsonl;
 use crate::record::{LevelResult, Outcome, RequestRecord, Strategy, TokenSource};
 use crate::requests::{Gathering, Requests};
+use crate::slo::Slo;
 use crate::spill::Scratch;
 
 /// Read the levels of a report, in its order. Fields that are missing are left empty; what we wrote
@@ -90,6 +91,16 @@ struct Config {
     strategy: RawStrategy,
     backend: Backend,
     requests: Data,
+    slo: Option<RawSlo>,
+}
+
+/// GuideLLM calls the ITL `tpot` in an objective.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawSlo {
+    ttft_ms: Option<f64>,
+    tpot_ms: Option<f64>,
+    e2el_ms: Option<f64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -365,12 +376,25 @@ impl Benchmark {
             requested_prompt_tokens: self.config.requests.prompt_tokens,
             requested_output_tokens: self.config.requests.output_tokens,
             requests,
+            slo: self.config.slo.and_then(RawSlo::into_slo),
             rampup_s: self.config.strategy.rampup_duration,
             warmup_s: warmup_s.unwrap_or(self.warmup_duration),
             cooldown_s: cooldown_s.unwrap_or(self.cooldown_duration),
             warnings: self.warnings.into_iter().map(|w| w.message).collect(),
             ..LevelResult::empty(self.config.strategy.into_strategy())
         })
+    }
+}
+
+impl RawSlo {
+    /// `None` for one that limits nothing.
+    fn into_slo(self) -> Option<Slo> {
+        let slo = Slo {
+            ttft_ms: self.ttft_ms,
+            itl_ms: self.tpot_ms,
+            e2e_ms: self.e2el_ms,
+        };
+        slo.check().is_ok().then_some(slo)
     }
 }
 
