@@ -39,6 +39,10 @@ fn flag(name: &str, default: f64) -> f64 {
 }
 
 fn main() -> std::io::Result<()> {
+    if std::env::args().any(|a| a == "--help" || a == "-h") {
+        println!("mock [--port 0] [--ttft-ms 100] [--itl-ms 10] [--threads 1] [--tell-times]");
+        return Ok(());
+    }
     system::make_room_for_connections();
     let settings = Settings {
         ttft: Duration::from_secs_f64(flag("--ttft-ms", 100.0) / 1e3),
