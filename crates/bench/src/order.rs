@@ -106,6 +106,7 @@ mod tests {
     fn what_chooses_its_levels_has_no_order() {
         let sweep = Profile::Sweep {
             levels: 4,
+            poisson: false,
             max_concurrency: None,
         };
         let shuffled = Order {

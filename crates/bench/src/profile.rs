@@ -35,11 +35,13 @@ pub enum Profile {
         /// Most requests in flight; later ones wait, and their wait counts.
         max_concurrency: Option<usize>,
     },
-    /// Synchronous, throughput, then constant rates in even steps from what the first reached up to what
+    /// Synchronous, throughput, then rates in even steps from what the first reached up to what
     /// the second did.
     Sweep {
         /// Levels in all, at least 3.
         levels: usize,
+        /// Random gaps rather than even ones.
+        poisson: bool,
         /// Most requests in flight.
         max_concurrency: Option<usize>,
     },
@@ -101,6 +103,7 @@ impl Profile {
         match self {
             Profile::Sweep {
                 levels,
+                poisson: random,
                 max_concurrency,
             } => match at {
                 0 => Some(Strategy::Synchronous),
@@ -113,7 +116,8 @@ impl Profile {
                     let step = (at - 1) as f64 / (levels - 2) as f64;
                     // To three digits: the rate is part of a file name.
                     let rate = three_digits(low + (high - low) * step);
-                    (rate > 0.0).then_some(constant(rate, *max_concurrency))
+                    let shape = if *random { poisson } else { constant };
+                    (rate > 0.0).then(|| shape(rate, *max_concurrency))
                 }
                 _ => None,
             },
@@ -167,6 +171,7 @@ impl Profile {
             Profile::Sweep {
                 levels,
                 max_concurrency,
+                ..
             } => {
                 if !(3..=100).contains(levels) {
                     return Err(BenchError::config(
@@ -228,6 +233,7 @@ mod tests {
     fn a_sweep_goes_between_the_two_ends() {
         let sweep = Profile::Sweep {
             levels: 5,
+            poisson: false,
             max_concurrency: Some(9),
         };
         let mut done = vec![];
@@ -247,6 +253,18 @@ mod tests {
         }
         // numpy.linspace(1, 5, 4)[1:], to three digits.
         assert_eq!(rates, [2.33, 3.67, 5.0]);
+        let random = Profile::Sweep {
+            levels: 5,
+            poisson: true,
+            max_concurrency: Some(9),
+        };
+        assert_eq!(
+            random.next(&done[..2]),
+            Some(Strategy::Poisson {
+                rate: 2.33,
+                max_concurrency: Some(9)
+            })
+        );
     }
 
     #[test]

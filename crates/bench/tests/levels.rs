@@ -218,6 +218,7 @@ async fn a_sweep_has_its_levels() {
         &mock,
         Profile::Sweep {
             levels: 4,
+            poisson: true,
             max_concurrency: Some(8),
         },
         10,

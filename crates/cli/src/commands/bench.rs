@@ -87,6 +87,7 @@ impl BenchArgs {
             },
             ProfileName::Sweep => Profile::Sweep {
                 levels: self.sweep_levels,
+                poisson: false,
                 max_concurrency,
             },
         };
