@@ -15,6 +15,21 @@ pub(crate) struct BodyShape {
     pub include_usage: bool,
 }
 
+impl BodyShape {
+    /// What is tried first; `ignore_eos` if it was asked for.
+    pub fn most(config: &TargetConfig, ignore_eos: bool) -> Self {
+        let (endpoint, generates) = (config.endpoint, config.endpoint.generates());
+        BodyShape {
+            ignore_eos: ignore_eos && generates,
+            // No field of the Responses API.
+            min_tokens: ignore_eos && generates && endpoint != Endpoint::Responses,
+            // Answers of the others, and those that are not streamed, always carry it.
+            include_usage: !config.no_stream
+                && matches!(endpoint, Endpoint::Completions | Endpoint::ChatCompletions),
+        }
+    }
+}
+
 /// A request but for its prompt.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestTemplate {
@@ -23,10 +38,13 @@ pub(crate) struct RequestTemplate {
     /// Body before and after the prompt.
     prefix: &'static [u8],
     suffix: Vec<u8>,
+    /// Are there tokens in the answer, and do they come one by one?
+    pub generates: bool,
+    pub streams: bool,
 }
 
 impl RequestTemplate {
-    /// A streaming request of `output_tokens`, greedy.
+    /// A request of `output_tokens`, greedy.
     pub fn new(
         base: &BaseUrl,
         config: &TargetConfig,
@@ -36,9 +54,17 @@ impl RequestTemplate {
     ) -> Self {
         let mut fields = Map::new();
         fields.insert("model".into(), json!(model));
-        fields.insert("max_tokens".into(), json!(output_tokens));
-        fields.insert("temperature".into(), json!(0));
-        fields.insert("stream".into(), json!(true));
+        let generates = config.endpoint.generates();
+        let streams = generates && !config.no_stream;
+        if generates {
+            let most = match config.endpoint {
+                Endpoint::Responses => "max_output_tokens",
+                _ => "max_tokens",
+            };
+            fields.insert(most.into(), json!(output_tokens));
+            fields.insert("temperature".into(), json!(0));
+            fields.insert("stream".into(), json!(streams));
+        }
         if shape.include_usage {
             fields.insert("stream_options".into(), json!({"include_usage": true}));
         }
@@ -56,6 +82,7 @@ impl RequestTemplate {
         let (prefix, close): (&[u8], &str) = match config.endpoint {
             Endpoint::Completions => (b"{\"prompt\":", ","),
             Endpoint::ChatCompletions => (b"{\"messages\":[{\"role\":\"user\",\"content\":", "}],"),
+            Endpoint::Responses | Endpoint::Embeddings => (b"{\"input\":", ","),
         };
         let mut head = head_lines(
             base,
@@ -63,13 +90,19 @@ impl RequestTemplate {
             "POST",
             &format!("{}{}", base.root, config.endpoint.path()),
         );
-        head.push_str(
-            "Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: ",
-        );
+        let accept = match streams {
+            true => "text/event-stream",
+            false => "application/json",
+        };
+        head.push_str(&format!(
+            "Accept: {accept}\r\nContent-Type: application/json\r\nContent-Length: "
+        ));
         RequestTemplate {
             head: head.into_bytes(),
             prefix,
             suffix: format!("{close}{}", &fields[1..]).into_bytes(),
+            generates,
+            streams,
         }
     }
 
@@ -208,6 +241,32 @@ mod tests {
             body,
             json!({"messages": [{"role": "user", "content": "hello"}], "model": "m\"x", "max_tokens": 64,
                    "temperature": 0, "stream": true})
+        );
+    }
+
+    #[test]
+    fn responses_embeddings_and_whole_answers() {
+        let of = |endpoint, no_stream| {
+            let config = TargetConfig {
+                endpoint,
+                no_stream,
+                ..TargetConfig::default()
+            };
+            request(&config, BodyShape::most(&config, true)).1
+        };
+        assert_eq!(
+            of(Endpoint::Responses, false),
+            json!({"input": "hello", "model": "m\"x", "max_output_tokens": 64, "temperature": 0, "stream": true,
+                   "ignore_eos": true})
+        );
+        assert_eq!(
+            of(Endpoint::Embeddings, false),
+            json!({"input": "hello", "model": "m\"x"})
+        );
+        assert_eq!(
+            of(Endpoint::Completions, true),
+            json!({"prompt": "hello", "model": "m\"x", "max_tokens": 64, "temperature": 0, "stream": false,
+                   "ignore_eos": true, "min_tokens": 64})
         );
     }
 

@@ -9,7 +9,6 @@ use crate::config::{PromptFormat, TokenCounter};
 use crate::error::BenchError;
 use crate::preflight::Probe;
 use crate::prompts::{OPENING, Prompts, Random, WORDS, sample};
-use crate::target::Endpoint;
 
 /// Fewer words than this would make prompts alike.
 const ENOUGH_WORDS: usize = 16;
@@ -120,7 +119,7 @@ async fn choose_counter(
     warnings: &mut Vec<String>,
 ) -> Option<(Counter, u64)> {
     // A chat template is around the text: only `usage` counts it.
-    if probe.config.target.endpoint == Endpoint::Completions {
+    if probe.config.target.endpoint.takes_raw_prompts() {
         if let Some(tokenizer) = probe.config.tokenizer.clone() {
             let counter = Counter::Local(tokenizer);
             if let Some(opening) = counter.count(probe, OPENING).await {

@@ -1,4 +1,4 @@
-//! What one event of an OpenAI stream says, parsed only as far as it is measured: is there content, is
+//! What one event of an OpenAI stream, or a whole answer, says, parsed only as far as it is measured: is there content, is
 //! it the end, what does `usage` count. Nothing is allocated for the usual chunk.
 
 use serde::Deserialize;
@@ -35,27 +35,49 @@ pub(crate) struct ChunkInfo {
 
 /// Token counts as the server gives them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "RawUsage")]
 pub(crate) struct Usage {
     /// Prompt tokens.
-    #[serde(default)]
     pub prompt_tokens: Option<u64>,
     /// Output tokens.
-    #[serde(default)]
     pub completion_tokens: Option<u64>,
-    #[serde(default)]
-    prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-struct PromptDetails {
-    #[serde(default)]
-    cached_tokens: Option<u64>,
-}
-
-impl Usage {
     /// Prompt tokens from the prefix cache.
-    pub fn cached_tokens(&self) -> Option<u64> {
-        self.prompt_tokens_details.and_then(|d| d.cached_tokens)
+    pub cached_tokens: Option<u64>,
+    /// Output tokens that are reasoning.
+    pub reasoning_tokens: Option<u64>,
+}
+
+/// The Responses API has other names for the same. No serde aliases: a server may send both.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawUsage {
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    prompt_tokens_details: Option<Details>,
+    completion_tokens_details: Option<Details>,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    input_tokens_details: Option<Details>,
+    output_tokens_details: Option<Details>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Details {
+    cached_tokens: Option<u64>,
+    reasoning_tokens: Option<u64>,
+}
+
+impl From<RawUsage> for Usage {
+    fn from(raw: RawUsage) -> Self {
+        let input = raw.prompt_tokens_details.or(raw.input_tokens_details);
+        let output = raw.completion_tokens_details.or(raw.output_tokens_details);
+        Usage {
+            prompt_tokens: raw.prompt_tokens.or(raw.input_tokens),
+            completion_tokens: raw.completion_tokens.or(raw.output_tokens),
+            cached_tokens: input.and_then(|d| d.cached_tokens),
+            reasoning_tokens: output.and_then(|d| d.reasoning_tokens),
+        }
     }
 }
 
@@ -69,15 +91,24 @@ pub(crate) fn parse(data: &[u8]) -> Result<ChunkInfo, String> {
         }
         Err(e) => return Err(invalid(data, &e)),
     };
-    let error = match (raw.error, raw.choices.seen, raw.message) {
+    let response = raw.response.unwrap_or_default();
+    let usage = raw.usage.or(response.usage);
+    let error = match (raw.error.or(response.error), raw.choices.seen, raw.message) {
         (Some(error), _, _) => Some(error_text(&error)),
-        // Older servers put {"object": "error", "message": ...} into the stream.
-        (None, false, Some(message)) if raw.usage.is_none() => Some(error_text(&message)),
+        // Older servers put {"object": "error", "message": ...} into the stream, the Responses API
+        // {"type": "error", "message": ...}.
+        (None, false, Some(message)) if usage.is_none() => Some(error_text(&message)),
+        _ if raw.kind == Kind::Failed => Some("response.failed without a reason".into()),
         _ => None,
     };
-    let counts = raw
-        .usage
-        .map(|u| [u.prompt_tokens, u.completion_tokens, u.cached_tokens()]);
+    let counts = usage.map(|u| {
+        [
+            u.prompt_tokens,
+            u.completion_tokens,
+            u.cached_tokens,
+            u.reasoning_tokens,
+        ]
+    });
     if let Some(n) = counts
         .into_iter()
         .flatten()
@@ -86,10 +117,19 @@ pub(crate) fn parse(data: &[u8]) -> Result<ChunkInfo, String> {
     {
         return Err(format!("the server counts {n} tokens in one request"));
     }
+    let content = match raw.kind {
+        Kind::TextDelta => raw.delta.content(),
+        Kind::ReasoningDelta => raw.delta.content().min(Content::Reasoning),
+        _ if !raw.output.is_empty() => Content::Text,
+        _ => raw.choices.content,
+    };
     Ok(ChunkInfo {
-        content: raw.choices.content,
-        finished: raw.choices.finished,
-        usage: raw.usage,
+        content,
+        finished: raw.choices.finished
+            || raw.kind == Kind::End
+            || !raw.output.is_empty()
+            || !raw.data.is_empty(),
+        usage,
         error,
     })
 }
@@ -124,6 +164,16 @@ pub(crate) fn append_text(data: &[u8], out: &mut String) {
     else {
         return;
     };
+    if let (Some(kind), Some(delta)) = (value["type"].as_str(), value["delta"].as_str())
+        && matches!(Kind::of(kind), Kind::TextDelta | Kind::ReasoningDelta)
+    {
+        out.push_str(delta);
+    }
+    for item in value["output"].as_array().into_iter().flatten() {
+        for part in item["content"].as_array().into_iter().flatten() {
+            out.push_str(part["text"].as_str().unwrap_or_default());
+        }
+    }
     for choice in value["choices"].as_array().into_iter().flatten() {
         let delta = if choice["delta"].is_null() {
             &choice["message"]
@@ -151,6 +201,78 @@ struct RawChunk {
     error: Option<serde_json::Value>,
     #[serde(default)]
     message: Option<serde_json::Value>,
+    /// Of the Responses API: what an event is, its text, and at the start and the end the response.
+    #[serde(default, rename = "type")]
+    kind: Kind,
+    #[serde(default)]
+    delta: Text,
+    #[serde(default)]
+    response: Option<RawResponse>,
+    /// Items of a response that is not streamed.
+    #[serde(default)]
+    output: Vec<IgnoredAny>,
+    /// Embeddings.
+    #[serde(default)]
+    data: Vec<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawResponse {
+    usage: Option<Usage>,
+    error: Option<serde_json::Value>,
+}
+
+/// What an event of the Responses API is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Kind {
+    /// Not an event of that API, or one that says nothing measured.
+    #[default]
+    Other,
+    /// Text, a refusal, the arguments of a call.
+    TextDelta,
+    /// Reasoning or a summary of it.
+    ReasoningDelta,
+    /// The response is complete, or as long as it was allowed to be.
+    End,
+    /// The response failed.
+    Failed,
+}
+
+impl Kind {
+    fn of(name: &str) -> Self {
+        match name.strip_prefix("response.") {
+            Some("completed" | "incomplete") => Kind::End,
+            Some("failed") => Kind::Failed,
+            Some(part) if part.ends_with(".delta") && part.starts_with("reasoning") => {
+                Kind::ReasoningDelta
+            }
+            Some(part) if part.ends_with(".delta") => Kind::TextDelta,
+            _ => Kind::Other,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Kind;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a string or null")
+            }
+
+            fn visit_unit<E>(self) -> Result<Kind, E> {
+                Ok(Kind::Other)
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Kind, E> {
+                Ok(Kind::of(name))
+            }
+        }
+        deserializer.deserialize_any(Name)
+    }
 }
 
 /// All choices folded into what is measured.
@@ -210,8 +332,12 @@ struct Delta {
     role: Text,
     #[serde(default)]
     content: Text,
-    #[serde(default, alias = "reasoning")]
+    // Servers use either name, some both: no alias, which would be a field given twice. Tags within the
+    // content (`<think>`) are the server's to tell apart.
+    #[serde(default)]
     reasoning_content: Text,
+    #[serde(default)]
+    reasoning: Text,
     // A Vec of nothing allocates nothing.
     #[serde(default)]
     tool_calls: Option<Vec<IgnoredAny>>,
@@ -230,7 +356,8 @@ impl RawChoice {
         {
             return Content::Text;
         }
-        match (delta.content.0, delta.reasoning_content.0) {
+        let reasoning = delta.reasoning_content.0.max(delta.reasoning.0);
+        match (delta.content.0, reasoning) {
             (Some(true), _) => Content::Text,
             (_, Some(true)) => Content::Reasoning,
             // The first delta of a chat names the role, before any token.
@@ -278,155 +405,4 @@ impl<'de> Deserialize<'de> for Text {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn content(json: &str) -> Content {
-        parse(json.as_bytes()).unwrap().content
-    }
-
-    #[test]
-    fn completions_and_chat() {
-        assert_eq!(
-            content(r#"{"id":"c","choices":[{"index":0,"text":" hi","finish_reason":null}]}"#),
-            Content::Text
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"text":"","finish_reason":null}],"usage":null}"#),
-            Content::Blank
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#),
-            Content::None
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"role":"assistant","content":"a"}}]}"#),
-            Content::Text
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"content":"\ud83d\ude42"}}]}"#),
-            Content::Text
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"content":""}}]}"#),
-            Content::Blank
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"content":null,"reasoning_content":"hm"}}]}"#),
-            Content::Reasoning
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"reasoning":"hm"}}]}"#),
-            Content::Reasoning
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#),
-            Content::Text
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"delta":{"tool_calls":[]}}]}"#),
-            Content::None
-        );
-        assert_eq!(
-            content(r#"{"choices":[{"message":{"role":"assistant","content":"whole"}}]}"#),
-            Content::Text
-        );
-        assert_eq!(content(r#"{"choices":[]}"#), Content::None);
-    }
-
-    #[test]
-    fn the_end_and_usage() {
-        let last = parse(br#"{"choices":[{"text":"x","finish_reason":"length"}],"usage":{"prompt_tokens":128,"completion_tokens":64,"total_tokens":192,"prompt_tokens_details":{"cached_tokens":16}}}"#).unwrap();
-        assert!(last.finished);
-        let usage = last.usage.unwrap();
-        assert_eq!(
-            (
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                usage.cached_tokens()
-            ),
-            (Some(128), Some(64), Some(16))
-        );
-        assert_eq!(
-            parse(br#"{"choices":[],"usage":{"prompt_tokens":1,"prompt_tokens_details":null}}"#)
-                .unwrap()
-                .usage
-                .unwrap()
-                .cached_tokens(),
-            None
-        );
-    }
-
-    #[test]
-    fn errors_in_the_stream() {
-        let error = |json: &str| parse(json.as_bytes()).unwrap().error;
-        assert_eq!(
-            error(r#"{"error":{"message":"out of memory","code":500}}"#).as_deref(),
-            Some("out of memory")
-        );
-        assert_eq!(error(r#"{"error":"plain"}"#).as_deref(), Some("plain"));
-        assert_eq!(
-            error(r#"{"object":"error","message":"old"}"#).as_deref(),
-            Some("old")
-        );
-        assert_eq!(error(r#"{"choices":[],"error":null}"#), None);
-        for bad in [
-            "{",
-            "nonsense",
-            r#"{"choices":5}"#,
-            r#"{"usage":{"prompt_tokens":-1}}"#,
-        ] {
-            assert!(
-                parse(bad.as_bytes())
-                    .unwrap_err()
-                    .starts_with("invalid JSON"),
-                "{bad}"
-            );
-        }
-    }
-
-    #[test]
-    fn half_a_character_is_still_a_token() {
-        assert_eq!(
-            parse(b"{\"choices\":[{\"text\":\"\xe4\xb8\"}]}")
-                .unwrap()
-                .content,
-            Content::Text
-        );
-        assert!(parse(b"\xff\xfe").is_err());
-    }
-
-    #[test]
-    fn a_count_that_no_request_can_have_is_an_error() {
-        let usage = |n: u64| format!("{{\"usage\":{{\"completion_tokens\":{n}}}}}");
-        assert!(parse(usage(1 << 32).as_bytes()).is_ok());
-        let error = parse(usage(u64::MAX).as_bytes()).unwrap_err();
-        assert!(error.contains("18446744073709551615 tokens"), "{error}");
-    }
-
-    #[test]
-    fn text_for_a_tokenizer() {
-        let mut text = String::new();
-        append_text(br#"{"choices":[{"text":"a\n"}]}"#, &mut text);
-        append_text(
-            br#"{"choices":[{"delta":{"reasoning_content":"b","content":"c"}}]}"#,
-            &mut text,
-        );
-        append_text(b"nonsense", &mut text);
-        assert_eq!(text, "a\nbc");
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_a_chunk_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&bytes);
-        }
-
-        #[test]
-        fn any_text_counts_as_content(text in "\\PC{1,20}") {
-            let json = serde_json::json!({"choices": [{"index": 0, "text": text, "logprobs": null}]}).to_string();
-            prop_assert_eq!(parse(json.as_bytes()).unwrap().content, Content::Text);
-        }
-    }
-}
+mod tests;

@@ -277,6 +277,8 @@ struct Answer<'a> {
     blank: bool,
     /// A last chunk without text, with the finish reason: a token only if `usage` says so.
     blank_end_ns: Option<u64>,
+    /// Tokens came in an answer that is not streamed.
+    whole: bool,
     /// The text, where a tokenizer will have to count it.
     text: Option<String>,
 }
@@ -295,6 +297,7 @@ impl<'a> Answer<'a> {
             ended: false,
             blank: true,
             blank_end_ns: None,
+            whole: false,
             text: shared.tokenizer.is_some().then(String::new),
         }
     }
@@ -319,6 +322,11 @@ impl<'a> Answer<'a> {
         self.usage = usage.or(self.usage);
         if let Some(text) = &mut self.text {
             chunk::append_text(data, text);
+        }
+        if !self.shared.template.streams {
+            // Tokens that come all at once, as was asked for, have no times of their own.
+            self.whole |= content != Content::None;
+            return Ok(());
         }
         match content {
             Content::None => {}
@@ -371,17 +379,32 @@ impl<'a> Answer<'a> {
         {
             self.token(at);
         }
-        if !self.ended && (must_end || self.usage.is_none()) {
-            return Err("the stream ended before its last chunk".into());
+        let template = &self.shared.template;
+        if !self.ended && (must_end || self.usage.is_none() || !template.generates) {
+            return Err(match template.generates {
+                true => "the stream ended before its last chunk".into(),
+                false => "the answer holds no embedding".into(),
+            });
         }
         let record = self.record;
+        if self.whole {
+            record.chunks = 1;
+        }
         if record.first_output_token_ns.is_none() && self.blank {
             record.first_output_token_ns = record.first_token_ns;
         }
         if let Some(prompt) = self.usage.and_then(|u| u.prompt_tokens) {
             record.prompt_tokens = prompt;
         }
-        record.cached_tokens = self.usage.and_then(|u| u.cached_tokens());
+        record.cached_tokens = self.usage.and_then(|u| u.cached_tokens);
+        record.reasoning_tokens = self.usage.and_then(|u| u.reasoning_tokens);
+        if !template.generates {
+            record.token_source = match self.usage {
+                Some(_) => TokenSource::Usage,
+                None => TokenSource::Chunks,
+            };
+            return Ok(self.usage);
+        }
         (record.output_tokens, record.token_source) = match (counted, &self.shared.tokenizer) {
             (Some(tokens), _) => (tokens, TokenSource::Usage),
             (None, Some(tokenizer)) => {

@@ -12,7 +12,7 @@ use crate::order::Order;
 use crate::profile::Profile;
 use crate::search::Search;
 use crate::slo::Slo;
-use crate::target::{BaseUrl, Endpoint, TargetConfig};
+use crate::target::{BaseUrl, TargetConfig};
 
 /// A tokenizer on the client, where there is one. None is needed: the server's counts are used then.
 pub trait TokenCounter: Send + Sync {
@@ -235,10 +235,10 @@ impl BenchConfig {
             }
         }
         if let PromptFormat::TokenIds { low, high } = data.format {
-            if self.target.endpoint == Endpoint::ChatCompletions {
+            if !self.target.endpoint.takes_raw_prompts() {
                 return Err(BenchError::config(
                     "--prompt-format",
-                    "token-ids needs the completions endpoint; a chat takes text",
+                    "token-ids needs the completions or embeddings endpoint; a chat takes text",
                 ));
             }
             if low >= high {
@@ -268,6 +268,7 @@ impl BenchConfig {
             "target": self.identity.as_deref().unwrap_or(target),
             "model": model,
             "endpoint": self.target.endpoint.path(),
+            "no_stream": self.target.no_stream,
             "extra_body": self.target.extra_body,
             "strategy": strategy,
             "prompt_tokens": self.data.prompt_tokens,
@@ -294,6 +295,7 @@ impl BenchConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Endpoint;
     use crate::{GoodputLoad, GoodputSearch, KneeSearch, Strategy};
 
     fn error(change: impl FnOnce(&mut BenchConfig)) -> String {

@@ -1,7 +1,7 @@
 //! The requests of a level as JSON lines, one a request in the order of sending: every field of
 //! [`RequestRecord`] under its name, but `outcome` as a word and its `reason`, and what follows from them:
-//! `ttft_ms`, `itl_ms`, `tpot_ms`, `e2e_s`, `scheduled_latency_s`, `dispatch_delay_s`. Chunk i came at
-//! `first_token_ns` plus the first i of `gaps_us`.
+//! `ttft_ms`, `time_to_first_output_token_ms`, `itl_ms`, `tpot_ms`, `e2e_s`, `scheduled_latency_s`,
+//! `dispatch_delay_s`. Chunk i came at `first_token_ns` plus the first i of `gaps_us`.
 
 use std::fs::File;
 use std::io::{BufReader, Write};
@@ -75,6 +75,7 @@ fn line(record: &RequestRecord) -> serde_json::Result<Map<String, Value>> {
         ("outcome", json!(outcome)),
         ("reason", json!(reason)),
         ("ttft_ms", json!(record.ttft_ms())),
+        ("time_to_first_output_token_ms", json!(record.ttfot_ms())),
         ("itl_ms", json!(record.itl_ms())),
         ("tpot_ms", json!(record.tpot_ms())),
         ("e2e_s", json!(record.e2e_s())),

@@ -367,7 +367,8 @@ fn result(
         started_unix: started_unix + start_ns as f64 / 1e9,
         duration_s: requests.last_end_ns() as f64 / 1e9,
         requested_prompt_tokens: Some(config.data.prompt_tokens),
-        requested_output_tokens: Some(config.data.output_tokens),
+        requested_output_tokens: (config.target.endpoint.generates())
+            .then_some(config.data.output_tokens),
         fingerprint: config.fingerprint(&prepared.target, &prepared.model, &plan.strategy),
         stopped: shared.watch.reason(requests.len() as u64),
         requests,
@@ -452,7 +453,7 @@ fn warnings(level: &LevelResult, exact_output: bool) -> Vec<String> {
         outputs.add(r.output_tokens);
         prompt += r.prompt_tokens;
         cached += r.cached_tokens.unwrap_or(0);
-        chunks_counted |= r.token_source == TokenSource::Chunks;
+        chunks_counted |= r.token_source == TokenSource::Chunks && r.output_tokens > 0;
     }
     let successful = level.requests.totals().successful;
     let mut found = Vec::new();

@@ -33,6 +33,10 @@ pub struct LevelMetrics {
     pub total: usize,
     /// Request sent to first content chunk, ms; successful requests.
     pub ttft_ms: DistributionSummary,
+    /// Request sent to first content chunk that is not reasoning, ms; successful requests.
+    pub ttfot_ms: DistributionSummary,
+    /// Output tokens of successful requests that are reasoning; `None` where the server does not tell.
+    pub reasoning_tokens: Option<u64>,
     /// (last token - first token) / (tokens - 1), ms, one value a request weighted by its tokens - 1.
     pub itl_ms: DistributionSummary,
     /// (last token - sent) / tokens, ms, one value a request weighted by its tokens.
@@ -117,6 +121,8 @@ impl LevelMetrics {
         let mut tokens = TokenTimes::new(window, scratch);
         let (mut latency, mut scheduled) = (Column::new(scratch), Column::new(scratch));
         let mut gaps = Gaps::new(scratch);
+        let mut ttfot = Column::new(scratch);
+        let mut reasoning_tokens = None;
         let (mut met, mut judged, mut good_ends) = (0, 0, 0);
         for r in level.requests.iter().filter(|r| overlaps(r, window)) {
             totals.add(&r.outcome);
@@ -129,6 +135,12 @@ impl LevelMetrics {
             if r.successful() {
                 rates.add(&r);
                 tokens.add(&r);
+                if let Some(ms) = ttfot_in(&r, window) {
+                    ttfot.push(ms);
+                }
+                if let Some(n) = r.reasoning_tokens {
+                    reasoning_tokens = Some(reasoning_tokens.unwrap_or(0u64).saturating_add(n));
+                }
                 latency.push(r.e2e_s());
                 scheduled.push(r.scheduled_latency_s());
                 r.gaps_us.iter().for_each(|gap| gaps.push(*gap));
@@ -142,6 +154,8 @@ impl LevelMetrics {
             incomplete: totals.incomplete,
             total: totals.total(),
             ttft_ms: tokens.ttft_ms.summary(),
+            ttfot_ms: ttfot.summary(),
+            reasoning_tokens,
             itl_ms: tokens.itl_ms.summary(),
             tpot_ms: tokens.tpot_ms.summary(),
             latency_s: latency.summary(),
@@ -199,6 +213,12 @@ impl TokenTimes {
 pub fn ttft_in(r: &RequestRecord, window: Window) -> Option<f64> {
     let first_s = seconds(r.first_token_ns?);
     r.ttft_ms().filter(|_| first_s >= window.0)
+}
+
+/// The same for the time to the first token that is not reasoning.
+pub fn ttfot_in(r: &RequestRecord, window: Window) -> Option<f64> {
+    let first_s = seconds(r.first_output_token_ns?);
+    r.ttfot_ms().filter(|_| first_s >= window.0)
 }
 
 /// ITL of a request that overlaps the window, ms, and its weight, the tokens after the first, if the time

@@ -56,11 +56,7 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         base: &base,
         connector: &connector,
         model: String::new(),
-        shape: BodyShape {
-            ignore_eos: config.data.ignore_eos,
-            min_tokens: config.data.ignore_eos,
-            include_usage: true,
-        },
+        shape: BodyShape::most(&config.target, config.data.ignore_eos),
         client: Client::default(),
         number: u64::MAX,
     };
@@ -255,11 +251,15 @@ impl Probe<'_> {
                 url,
                 message,
                 hint: match endpoint {
-                    Endpoint::Completions => {
+                    Endpoint::Completions | Endpoint::Responses => {
                         "try --endpoint chat, or check the path of --target".into()
                     }
                     Endpoint::ChatCompletions => {
                         "try --endpoint completions, or check the path of --target".into()
+                    }
+                    Endpoint::Embeddings => {
+                        "the server may not serve a model for embeddings; check the path of --target"
+                            .into()
                     }
                 },
             },
@@ -270,7 +270,7 @@ impl Probe<'_> {
         }
     }
 
-    /// One request of one output token: its `usage`.
+    /// One request of one output token, or as few as there can be: its `usage`.
     pub async fn send(&mut self, prompts: &Arc<Prompts>) -> Result<Option<Usage>, Failure> {
         let shared = Shared {
             clock: Clock::start(),
@@ -279,7 +279,7 @@ impl Probe<'_> {
                 self.base,
                 &self.config.target,
                 &self.model,
-                1,
+                self.config.target.endpoint.fewest_tokens(),
                 self.shape,
             ),
             prompts: prompts.clone(),

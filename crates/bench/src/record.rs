@@ -141,6 +141,9 @@ pub struct RequestRecord {
     pub cached_tokens: Option<u64>,
     /// Output tokens.
     pub output_tokens: u64,
+    /// Those of the output tokens that are reasoning, where the server says so.
+    #[serde(default)]
+    pub reasoning_tokens: Option<u64>,
     /// Content chunks.
     pub chunks: u64,
     /// Events of the stream, with or without content (`[DONE]` and the usage event included).
@@ -161,6 +164,7 @@ impl RequestRecord {
             self.prompt_tokens,
             self.cached_tokens.unwrap_or(0),
             self.output_tokens,
+            self.reasoning_tokens.unwrap_or(0),
             self.chunks,
             self.iterations,
         ];
@@ -182,6 +186,13 @@ impl RequestRecord {
     /// Request sent to first content chunk, ms.
     pub fn ttft_ms(&self) -> Option<f64> {
         self.first_token_ns
+            .map(|t| t.saturating_sub(self.sent_ns) as f64 / 1e6)
+    }
+
+    /// Request sent to first content chunk that is not reasoning, ms: GuideLLM's
+    /// `time_to_first_output_token_ms`.
+    pub fn ttfot_ms(&self) -> Option<f64> {
+        self.first_output_token_ns
             .map(|t| t.saturating_sub(self.sent_ns) as f64 / 1e6)
     }
 

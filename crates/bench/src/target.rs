@@ -17,6 +17,12 @@ pub enum Endpoint {
     /// `/v1/chat/completions`: the prompt is a user message in the model's chat template.
     #[serde(rename = "/v1/chat/completions")]
     ChatCompletions,
+    /// `/v1/responses`: the prompt is the input, in the model's chat template.
+    #[serde(rename = "/v1/responses")]
+    Responses,
+    /// `/v1/embeddings`: the prompt is the input, nothing is generated.
+    #[serde(rename = "/v1/embeddings")]
+    Embeddings,
 }
 
 impl Endpoint {
@@ -25,14 +31,37 @@ impl Endpoint {
         match self {
             Endpoint::Completions => "/v1/completions",
             Endpoint::ChatCompletions => "/v1/chat/completions",
+            Endpoint::Responses => "/v1/responses",
+            Endpoint::Embeddings => "/v1/embeddings",
         }
     }
 
-    /// Read the short (`completions`, `chat`) or the long name (`/v1/chat/completions`).
+    /// Does it generate tokens? Where it does not, there are no times of tokens.
+    pub fn generates(self) -> bool {
+        self != Endpoint::Embeddings
+    }
+
+    /// Is the prompt taken as it is, without a template around it? Then it may be token ids too.
+    pub fn takes_raw_prompts(self) -> bool {
+        matches!(self, Endpoint::Completions | Endpoint::Embeddings)
+    }
+
+    /// The fewest output tokens that servers of the endpoint let one ask for.
+    pub(crate) fn fewest_tokens(self) -> u64 {
+        match self {
+            Endpoint::Responses => 16,
+            _ => 1,
+        }
+    }
+
+    /// Read the short (`completions`, `chat`, `responses`, `embeddings`) or the long name
+    /// (`/v1/chat/completions`).
     pub fn parse(name: &str) -> Option<Self> {
         match name.trim_start_matches('/').trim_start_matches("v1/") {
             "completions" => Some(Endpoint::Completions),
             "chat" | "chat/completions" => Some(Endpoint::ChatCompletions),
+            "responses" => Some(Endpoint::Responses),
+            "embeddings" => Some(Endpoint::Embeddings),
             _ => None,
         }
     }
@@ -69,6 +98,8 @@ pub struct TargetConfig {
     pub model: Option<String>,
     /// Endpoint.
     pub endpoint: Endpoint,
+    /// Ask for whole answers (`stream: false`): then nothing is known of the times of tokens.
+    pub no_stream: bool,
     /// Key, sent as a bearer token.
     pub api_key: Option<String>,
     /// Extra headers.
@@ -203,6 +234,10 @@ mod tests {
             Endpoint::parse("/v1/completions"),
             Some(Endpoint::Completions)
         );
-        assert_eq!(Endpoint::parse("embeddings"), None);
+        assert_eq!(Endpoint::parse("rerank"), None);
+        for endpoint in [Endpoint::Responses, Endpoint::Embeddings] {
+            assert_eq!(Endpoint::parse(endpoint.path()), Some(endpoint));
+            assert_eq!(Endpoint::parse(&endpoint.path()[4..]), Some(endpoint));
+        }
     }
 }

@@ -38,6 +38,7 @@ fn level(strategy: Strategy) -> LevelResult {
             prompt_tokens: 128,
             cached_tokens: Some(i),
             output_tokens: 64,
+            reasoning_tokens: None,
             chunks: 64,
             iterations: 66,
             gaps_us: vec![1000; 63],

@@ -212,6 +212,7 @@ impl Stats {
                 .unwrap_or(0),
             cached_tokens: self.cached_tokens,
             output_tokens: counted.unwrap_or(t.token_iterations),
+            reasoning_tokens: None,
             chunks: t.token_iterations,
             iterations: t.request_iterations,
             gaps_us: Vec::new(),

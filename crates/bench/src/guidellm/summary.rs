@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::column::Column;
 use crate::distribution::DistributionSummary;
-use crate::metrics::{self, Window, itl_in, overlaps, seconds, ttft_in, weighted_tpot};
+use crate::metrics::{self, Window, itl_in, overlaps, ttfot_in, ttft_in, weighted_tpot};
 use crate::record::{LevelResult, Outcome, RequestRecord};
 use crate::requests::Totals;
 use crate::slo::Slo;
@@ -232,11 +232,7 @@ pub(super) fn metrics(level: &LevelResult, by: &ByStatus<'_>) -> Value {
         "output_token_count": output,
         "total_token_count": total,
         "time_to_first_token_ms": by.values(|r| ttft_in(r, by.window)),
-        "time_to_first_output_token_ms": by.values(|r| {
-            let first_ns = r.first_output_token_ns?;
-            let in_window = seconds(first_ns) >= by.window.0;
-            in_window.then(|| first_ns.saturating_sub(r.sent_ns) as f64 / 1e6)
-        }),
+        "time_to_first_output_token_ms": by.values(|r| ttfot_in(r, by.window)),
         "time_per_output_token_ms": by.weighted(weighted_tpot),
         "inter_token_latency_ms": by.weighted(|r| itl_in(r, by.window)),
         // These two are measured on websockets only.

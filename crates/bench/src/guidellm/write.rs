@@ -447,7 +447,7 @@ fn request_stats(level: &LevelResult, r: &RequestRecord) -> Value {
         "inter_token_latency_ms": r.itl_ms(),
         "tokens_per_second": per_second(total),
         "output_tokens_per_second": per_second(r.output_tokens),
-        "time_to_first_output_token_ms": r.first_output_token_ns.map(|t| t.saturating_sub(r.sent_ns) as f64 / 1e6),
+        "time_to_first_output_token_ms": r.ttfot_ms(),
         "iter_tokens_per_iteration": (r.output_tokens > 1).then(|| ratio(r.output_tokens - 1, r.chunks.saturating_sub(1))).flatten(),
         "output_tokens_per_iteration": ratio(r.output_tokens, r.chunks),
         "powerband": r,

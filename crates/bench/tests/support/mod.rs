@@ -211,6 +211,8 @@ impl Server {
                 "/v1/completions" | "/v1/chat/completions" => {
                     self.generate(&mut socket, &body).await?
                 }
+                "/v1/responses" => self.respond(&mut socket, &body).await?,
+                "/v1/embeddings" => self.embed(&mut socket, &body).await?,
                 _ => {
                     self.json(
                         &mut socket,
@@ -263,6 +265,59 @@ impl Server {
                 self.json(socket, 200, &json!({"count": count, "max_model_len": 4096, "tokens": vec![0; count as usize]})).await
             }
         }
+    }
+
+    /// `/v1/embeddings`: a vector after `ttft`.
+    async fn embed(&self, socket: &mut TcpStream, body: &Value) -> Result<(), Closed> {
+        self.seen.bodies.lock().unwrap().push(body.clone());
+        tokio::time::sleep(self.settings.ttft).await;
+        let tokens = self.count(&body["input"]);
+        let data = match self.settings.fault {
+            Fault::NoEnd => json!([]),
+            _ => json!([{"object": "embedding", "index": 0, "embedding": vec![0.25; 64]}]),
+        };
+        self.json(
+            socket,
+            200,
+            &json!({"object": "list", "data": data, "model": "mock",
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}),
+        )
+        .await
+    }
+
+    /// `/v1/responses`: the first two tokens are reasoning.
+    async fn respond(&self, socket: &mut TcpStream, body: &Value) -> Result<(), Closed> {
+        self.seen.bodies.lock().unwrap().push(body.clone());
+        let (prompt, tokens) = (
+            self.count(&body["input"]),
+            body["max_output_tokens"].as_u64().unwrap(),
+        );
+        let mut wire = Wire {
+            socket,
+            slow: false,
+        };
+        wire.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await?;
+        wire.event(&json!({"type": "response.created", "response": {"status": "in_progress", "error": null, "usage": null}})).await?;
+        tokio::time::sleep(self.settings.ttft).await;
+        for i in 0..tokens {
+            let part = if i < 2 {
+                "reasoning_text"
+            } else {
+                "output_text"
+            };
+            wire.event(&json!({"type": format!("response.{part}.delta"), "sequence_number": i, "delta": "x"})).await?;
+            tokio::time::sleep(self.settings.itl).await;
+        }
+        let last = if self.settings.fault == Fault::ErrorInStream && tokens != 16 {
+            json!({"type": "response.failed", "response": {"status": "failed", "error": {"code": "server_error", "message": "no luck"}}})
+        } else {
+            json!({"type": "response.incomplete", "response": {"status": "incomplete", "error": null,
+                "incomplete_details": {"reason": "max_output_tokens"},
+                "usage": {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": 1}, "output_tokens": tokens,
+                          "output_tokens_details": {"reasoning_tokens": 2}, "total_tokens": prompt + tokens}}})
+        };
+        wire.event(&last).await?;
+        wire.send(b"0\r\n\r\n").await
     }
 
     async fn generate(&self, socket: &mut TcpStream, body: &Value) -> Result<(), Closed> {
@@ -333,7 +388,7 @@ impl Server {
                     .await;
             }
             Fault::Hang => std::future::pending::<()>().await,
-            Fault::NoStream => {
+            _ if fault == Fault::NoStream || body["stream"] == false => {
                 let answer = json!({"choices": [{"text": "all at once", "finish_reason": "length"}], "usage": usage});
                 return self.json(socket, 200, &answer).await;
             }
