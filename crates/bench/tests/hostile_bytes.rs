@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use powerband_bench::fuzzing::response;
-use powerband_bench::{LevelResult, guidellm};
+use powerband_bench::{LevelResult, Outcome, RequestRecord, Requests, guidellm, jsonl};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -101,7 +101,76 @@ fn replaced(document: &mut Value, at: usize, by: &Value) -> Option<usize> {
     Some(at)
 }
 
+/// Two requests as JSON lines.
+fn lines() -> String {
+    let request = |i: u64| RequestRecord {
+        id: format!("r-{i}"),
+        outcome: match i {
+            0 => Outcome::Successful,
+            _ => Outcome::Errored("x".into()),
+        },
+        sent_ns: i,
+        end_ns: 1_000 + i,
+        output_tokens: 2,
+        gaps_us: vec![5],
+        ..RequestRecord::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jsonl");
+    jsonl::write(&path, &(0..2).map(request).collect()).unwrap();
+    std::fs::read_to_string(&path).unwrap()
+}
+
+fn read_lines(text: &str) -> Result<Requests, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jsonl");
+    std::fs::write(&path, text).unwrap();
+    jsonl::read(&path).map_err(|error| {
+        let message = error.to_string();
+        assert!(message.contains(&*path.to_string_lossy()), "{message}");
+        message
+    })
+}
+
+#[test]
+fn json_lines_cut_off_anywhere_are_whole_requests_or_an_error() {
+    let whole = lines();
+    let first = whole.find('\n').unwrap();
+    for len in 0..whole.len() {
+        match read_lines(&whole[..len]) {
+            Ok(requests) => {
+                let ends = [0, first, first + 1, whole.len() - 1];
+                assert!(ends.contains(&len), "{len} bytes");
+                assert_eq!(
+                    requests.len(),
+                    ends.iter().position(|e| *e == len).unwrap().div_ceil(2)
+                );
+            }
+            Err(error) => assert!(error.contains("request "), "{error}"),
+        }
+    }
+    assert_eq!(read_lines(&whole).unwrap().len(), 2);
+    assert!(jsonl::read(Path::new("not/there.jsonl")).is_err());
+}
+
 proptest! {
+    #[test]
+    fn a_line_with_an_odd_value(at in 0usize..40, by in prop::sample::select(vec![
+        json!(null), json!(-1), json!(1e300), json!(u64::MAX), json!(1u64 << 62), json!(""), json!([]), json!({}),
+    ])) {
+        let text = lines();
+        let mut line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        replaced(&mut line, at, &by);
+        if let Ok(requests) = read_lines(&line.to_string()) {
+            let level = LevelResult {
+                duration_s: requests.last_end_ns() as f64 / 1e9,
+                requests,
+                ..LevelResult::empty(powerband_bench::Strategy::Synchronous)
+            };
+            powerband_bench::LevelMetrics::of(&level);
+        }
+    }
+
     #[test]
     fn a_report_with_an_odd_value(at in 0usize..70, by in prop::sample::select(vec![
         json!(null), json!(-1), json!(1e300), json!(-1e300), json!(u64::MAX), json!(""), json!([]), json!({}), json!([[]]),
