@@ -157,7 +157,7 @@ pub struct RequestRecord {
 
 impl RequestRecord {
     /// What cannot be believed of numbers that come from a file.
-    pub(crate) fn implausible(&self) -> Option<String> {
+    pub fn implausible(&self) -> Option<String> {
         // 2^62 ns are 146 years: twice that still fits.
         const MOST_NS: u64 = 1 << 62;
         let counts = [

@@ -74,6 +74,8 @@ const EXTRAS: [Extra; 26] = [
 
 /// Why the client was the limit; empty where it was not.
 const CLIENT_LIMIT: &str = "Client Limited";
+/// What stands there where it is not known.
+const UNKNOWN: &str = "unknown";
 
 /// A summary as text: one row a level, unknown numbers empty.
 pub fn to_string(levels: &[LevelSummary]) -> String {
@@ -115,7 +117,7 @@ fn row(level: &LevelSummary) -> Vec<String> {
             .map_or_else(String::new, |c| c.to_string()),
     ];
     cells.extend(EXTRAS.iter().map(|e| float((e.get)(level))));
-    cells.push(level.client_limit.clone().unwrap_or_default());
+    cells.push(level.client_limit.clone().unwrap_or_else(|| UNKNOWN.into()));
     cells
 }
 
@@ -241,7 +243,8 @@ fn level(header: &csv::StringRecord, record: &csv::StringRecord) -> Result<Level
         }
     }
     if header.iter().any(|h| h == CLIENT_LIMIT) {
-        level.client_limit = Some(cell(CLIENT_LIMIT).unwrap_or_default().to_owned());
+        let why = cell(CLIENT_LIMIT).unwrap_or_default();
+        level.client_limit = (why != UNKNOWN).then(|| why.to_owned());
     }
     let stem = level.file.trim_end_matches(".json");
     level.open_loop = stem.starts_with("constant-") || stem.starts_with("poisson-");

@@ -9,13 +9,24 @@ use powerband_bench::BenchError;
 pub enum ReportError {
     /// Neither results nor a summary were found.
     #[error(
-        "{}: {problem}\nhint: give a folder with throughput-N.json files (powerband bench writes them), such files, or a summary CSV",
+        "{}: {problem}\nhint: give a folder with throughput-N.json files (powerband bench writes them) or another tool's results, such files, or a summary CSV",
         path.display()
     )]
     NothingToRead {
         /// What was asked for.
         path: PathBuf,
         /// Why it does not do.
+        problem: String,
+    },
+    /// A file that holds no result of a known kind.
+    #[error(
+        "{}: {problem}\nhint: what can be read: files of powerband bench, GuideLLM's JSON (schema version 2) and CSV, results of `vllm bench serve` (--save-result), AIPerf's and GenAI-Perf's profile_export JSON, CSV and JSONL, and a summary CSV",
+        path.display()
+    )]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// What it is not.
         problem: String,
     },
     /// A file that is there cannot be read.

@@ -11,6 +11,7 @@ pub mod context;
 pub mod csv;
 mod error;
 pub mod findings;
+mod foreign;
 mod html;
 mod load;
 mod markdown;

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use powerband_bench::{LevelResult, guidellm};
+use powerband_bench::LevelResult;
 
-use crate::csv;
 use crate::error::ReportError;
 use crate::summary::LevelSummary;
+use crate::{csv, foreign};
 
 /// A level as it was read.
 #[derive(Debug, Clone)]
@@ -22,6 +22,15 @@ impl Level {
         Level {
             summary: LevelSummary::of(result),
             result: Some(result.clone()),
+        }
+    }
+}
+
+impl From<LevelSummary> for Level {
+    fn from(summary: LevelSummary) -> Level {
+        Level {
+            summary,
+            result: None,
         }
     }
 }
@@ -49,7 +58,13 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
             match (files.is_empty(), summary.is_file()) {
                 (false, _) => files.iter().try_for_each(|f| read_one(f, &mut loaded))?,
                 (true, true) => read_one(&summary, &mut loaded)?,
-                (true, false) => return Err(nothing("the folder holds no results")),
+                (true, false) => {
+                    let files = foreign_files(path)?;
+                    if files.is_empty() {
+                        return Err(nothing("the folder holds no results"));
+                    }
+                    files.iter().try_for_each(|f| read_one(f, &mut loaded))?;
+                }
             }
         } else if path.is_file() {
             read_one(path, &mut loaded)?;
@@ -65,6 +80,30 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
         });
     }
     Ok(loaded)
+}
+
+/// Other tools' results in a folder: what JSON files hold one, and AIPerf's requests instead of its summary.
+fn foreign_files(folder: &Path) -> Result<Vec<PathBuf>, ReportError> {
+    let requests = folder.join("profile_export.jsonl");
+    if requests.is_file() {
+        return Ok(vec![requests]);
+    }
+    let failed = |source| ReportError::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let json = path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        if json && path.is_file() && foreign::is_json_result(&path) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// The levels' files of a folder: JSON files with the names that levels have.
@@ -93,20 +132,7 @@ fn level_files(folder: &Path) -> Result<Vec<PathBuf>, ReportError> {
 }
 
 fn read_one(path: &Path, loaded: &mut Loaded) -> Result<(), ReportError> {
-    if path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("csv"))
-    {
-        let levels = csv::read(path)?.into_iter();
-        loaded.levels.extend(levels.map(|summary| Level {
-            summary,
-            result: None,
-        }));
-    } else {
-        loaded
-            .levels
-            .extend(guidellm::read(path)?.iter().map(Level::of));
-    }
+    loaded.levels.extend(foreign::read(path)?);
     loaded.sources.push(path.to_owned());
     Ok(())
 }

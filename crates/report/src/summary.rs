@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use powerband_bench::{DistributionSummary, LevelMetrics, LevelResult};
+use powerband_bench::{ClientHealth, DistributionSummary, LevelMetrics, LevelResult};
 use serde::{Deserialize, Serialize};
 
 /// Mean and tail of a latency, ms.
@@ -108,6 +108,8 @@ impl LevelSummary {
             output += r.output_tokens;
         }
         let successful = level.requests.totals().successful;
+        // Other tools say nothing of themselves.
+        let client_known = level.client != ClientHealth::default();
         let mean = |sum: u64| known(sum as f64 / successful.max(1) as f64);
         let mut warnings = level.warnings.clone();
         warnings.extend(
@@ -144,11 +146,13 @@ impl LevelSummary {
                 ttft_ms: mean_of(&s.ttft_ms, 1.0),
                 itl_ms: mean_of(&s.itl_ms, 1.0),
             }),
-            client_cpu: Some(level.client.cpu_share),
-            client_limit: Some(match (level.client.limited, level.client.reason.as_str()) {
-                (false, _) => String::new(),
-                (true, "") => "the load generator was at its limit".into(),
-                (true, reason) => reason.into(),
+            client_cpu: client_known.then_some(level.client.cpu_share),
+            client_limit: client_known.then(|| {
+                match (level.client.limited, level.client.reason.as_str()) {
+                    (false, _) => String::new(),
+                    (true, "") => "the load generator was at its limit".into(),
+                    (true, reason) => reason.into(),
+                }
             }),
             open_loop: level.strategy.open_loop(),
             server: level.server.clone(),
