@@ -1,8 +1,10 @@
 //! One level: threads, schedule, limits, and the result.
 
+mod result;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -10,19 +12,17 @@ use crate::body::RequestTemplate;
 use crate::cancel::Cancel;
 use crate::client::{Counters, Shared};
 use crate::clock::Clock;
-use crate::config::Phase;
 use crate::error::BenchError;
-use crate::health::{self, ThreadHealth};
+use crate::health::ThreadHealth;
 use crate::limits::{CANCELLED, Left, Limits};
-use crate::metrics::{nth_end_ns, seconds};
 use crate::preflight::Prepared;
-use crate::record::{LevelResult, Strategy, TokenSource};
+use crate::record::{LevelResult, Strategy};
 use crate::recorder::Recording;
-use crate::requests::Gathering;
 use crate::schedule::{Gaps, pace};
 use crate::spill::Scratch;
 use crate::watch::Watch;
 use crate::worker::{Duty, LevelShared, work};
+use result::result;
 
 /// How often the display hears of a level.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -340,180 +340,5 @@ impl Meter {
             client_cores: (cpu_ns - cpu_before) as f64 / 1e9 / since,
             client_late_ms: c.late_us.swap(0, Relaxed) as f64 / 1e3,
         }
-    }
-}
-
-/// Put the threads' records together.
-fn result(
-    prepared: &Prepared,
-    plan: LevelPlan<'_>,
-    shared: &LevelShared,
-    started: SystemTime,
-    threads: &[ThreadHealth],
-    gathered: Gathering,
-) -> LevelResult {
-    let config = &prepared.config;
-    // The level begins with its first send, not with the start of its threads.
-    let start_ns = gathered.first_sent_ns();
-    let requests = gathered.finish(start_ns);
-    let started_unix = started
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64();
-    let mut level = LevelResult {
-        target: prepared.target.clone(),
-        model: prepared.model.clone(),
-        endpoint: config.target.endpoint.path().to_owned(),
-        started_unix: started_unix + start_ns as f64 / 1e9,
-        duration_s: requests.last_end_ns() as f64 / 1e9,
-        requested_prompt_tokens: Some(config.data.prompt_tokens),
-        requested_output_tokens: (config.target.endpoint.generates())
-            .then_some(config.data.output_tokens),
-        fingerprint: config.fingerprint(&prepared.target, &prepared.model, &plan.strategy),
-        stopped: shared.watch.reason(requests.len() as u64),
-        requests,
-        rampup_s: plan.rampup_s,
-        slo: config.slo,
-        ..LevelResult::empty(plan.strategy)
-    };
-    level.warmup_s = phase_s(config.warmup, &level, false);
-    level.cooldown_s = phase_s(config.cooldown, &level, true);
-    level.warnings = prepared.warnings.clone();
-    level.warnings.extend(shared.watch.warning());
-    level
-        .warnings
-        .extend(warnings(&level, config.data.ignore_eos));
-    level.client = health::judge(&level, threads, &shared.client.counters);
-    level
-        .warnings
-        .extend(health::warnings(&level.client, &shared.client.counters));
-    level
-}
-
-/// Length of a warm-up, or of a cool-down, seconds.
-fn phase_s(phase: Phase, level: &LevelResult, at_end: bool) -> f64 {
-    let duration = level.duration_s;
-    match phase {
-        Phase::None => 0.0,
-        Phase::Seconds(seconds) => seconds.min(duration),
-        Phase::Share(share) => share * duration,
-        Phase::Requests(0) => 0.0,
-        Phase::Requests(n) => {
-            let n = (n as usize).min(level.requests.len());
-            match nth_end_ns(&level.requests, n, at_end) {
-                None => 0.0,
-                Some(end) if at_end => duration - seconds(end),
-                Some(end) => seconds(end),
-            }
-        }
-    }
-}
-
-/// Counts that are not as asked.
-struct Others {
-    asked: Option<u64>,
-    number: usize,
-    low: u64,
-    high: u64,
-}
-
-impl Others {
-    fn than(asked: Option<u64>) -> Self {
-        Others {
-            asked,
-            number: 0,
-            low: u64::MAX,
-            high: 0,
-        }
-    }
-
-    fn add(&mut self, tokens: u64) {
-        if self.asked.is_some_and(|asked| asked != tokens) {
-            self.number += 1;
-            (self.low, self.high) = (self.low.min(tokens), self.high.max(tokens));
-        }
-    }
-
-    fn warning(&self, what: &str, requests: usize) -> Option<String> {
-        let asked = self.asked.filter(|_| self.number > 0)?;
-        Some(format!(
-            "{} of {requests} requests have not {asked} {what} tokens but {} to {}",
-            self.number, self.low, self.high
-        ))
-    }
-}
-
-/// What the records themselves say against the numbers.
-fn warnings(level: &LevelResult, exact_output: bool) -> Vec<String> {
-    let mut prompts = Others::than(level.requested_prompt_tokens);
-    let mut outputs = Others::than(level.requested_output_tokens.filter(|_| exact_output));
-    let (mut prompt, mut cached, mut chunks_counted) = (0, 0, false);
-    for r in level.requests.iter().filter(|r| r.successful()) {
-        prompts.add(r.prompt_tokens);
-        outputs.add(r.output_tokens);
-        prompt += r.prompt_tokens;
-        cached += r.cached_tokens.unwrap_or(0);
-        chunks_counted |= r.token_source == TokenSource::Chunks && r.output_tokens > 0;
-    }
-    let successful = level.requests.totals().successful;
-    let mut found = Vec::new();
-    found.extend(prompts.warning("prompt", successful));
-    found.extend(outputs.warning("output", successful));
-    if chunks_counted {
-        found.push("the server sends no usage: each chunk is counted as one output token".into());
-    }
-    // One block in common is a template; more means that prompts were known.
-    if cached * 4 > prompt && prompt > 0 {
-        found.push(format!(
-            "the server took {:.0} % of the prompt tokens from its prefix cache",
-            100.0 * cached as f64 / prompt as f64
-        ));
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::RequestRecord;
-
-    #[test]
-    fn phases_in_seconds_requests_and_shares() {
-        let mut level = LevelResult::empty(Strategy::Synchronous);
-        level.duration_s = 10.0;
-        level.requests = (1..=10)
-            .map(|i| RequestRecord {
-                end_ns: i * 1_000_000_000,
-                ..RequestRecord::default()
-            })
-            .collect();
-        assert_eq!(phase_s(Phase::Seconds(2.5), &level, false), 2.5);
-        assert_eq!(phase_s(Phase::Seconds(99.0), &level, true), 10.0);
-        assert_eq!(phase_s(Phase::Share(0.2), &level, false), 2.0);
-        assert_eq!(phase_s(Phase::Requests(3), &level, false), 3.0);
-        assert_eq!(phase_s(Phase::Requests(3), &level, true), 2.0);
-        assert_eq!(phase_s(Phase::Requests(0), &level, true), 0.0);
-    }
-
-    #[test]
-    fn counts_that_are_not_as_asked_are_told_once() {
-        let mut level = LevelResult::empty(Strategy::Synchronous);
-        level.requested_prompt_tokens = Some(128);
-        level.requested_output_tokens = Some(64);
-        let request = |prompt, output| RequestRecord {
-            outcome: crate::Outcome::Successful,
-            prompt_tokens: prompt,
-            output_tokens: output,
-            cached_tokens: Some(100),
-            token_source: TokenSource::Usage,
-            ..RequestRecord::default()
-        };
-        level.requests = vec![request(128, 64), request(127, 64), request(130, 10)].into();
-        let told = warnings(&level, true);
-        assert_eq!(told.len(), 3, "{told:?}");
-        assert!(told[0].contains("2 of 3") && told[0].contains("127 to 130"));
-        assert!(told[1].contains("1 of 3") && !told[1].contains("prefix"));
-        assert!(told[2].contains("prefix cache"));
-        assert_eq!(warnings(&level, false).len(), 2);
     }
 }
