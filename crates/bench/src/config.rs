@@ -11,6 +11,7 @@ use crate::limits::{Limits, RunLimits};
 use crate::order::Order;
 use crate::profile::Profile;
 use crate::search::Search;
+use crate::server_side;
 use crate::slo::Slo;
 use crate::target::{BaseUrl, TargetConfig};
 
@@ -85,6 +86,9 @@ pub enum Phase {
 pub struct BenchConfig {
     /// The server.
     pub target: TargetConfig,
+    /// Where the server's Prometheus metrics are, which are sampled during each level; `none` to leave them. By
+    /// itself `<target>/metrics`, where that answers with metrics that are known.
+    pub metrics_url: Option<String>,
     /// The levels.
     pub profile: Profile,
     /// The requests' contents.
@@ -134,6 +138,7 @@ impl BenchConfig {
                 url: url.into(),
                 ..TargetConfig::default()
             },
+            metrics_url: None,
             profile,
             data: DataConfig::default(),
             limits: Limits::default(),
@@ -180,6 +185,7 @@ impl BenchConfig {
                 "has characters that a header cannot carry",
             ));
         }
+        server_side::check(self.metrics_url.as_deref(), &base)?;
         self.profile.check()?;
         self.limits.check()?;
         self.run_limits.check()?;
@@ -332,6 +338,7 @@ mod tests {
             error(|c| c.target.headers.push(("a b".into(), "c".into()))).starts_with("--header")
         );
         assert!(error(|c| c.target.api_key = Some("a\nb".into())).starts_with("--api-key"));
+        assert!(error(|c| c.metrics_url = Some("h:9".into())).starts_with("--metrics-url"));
         assert!(error(|c| c.slo = Some(Slo::default())).starts_with("--goodput"));
         let search = GoodputSearch::new(GoodputLoad::Concurrency { max: 9 });
         assert!(error(|c| c.profile = Profile::Goodput(search)).starts_with("--goodput: this"));

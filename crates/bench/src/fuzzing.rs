@@ -3,6 +3,8 @@
 use crate::chunk;
 use crate::http1::{Decoder, parse_head};
 use crate::repeat::ChunkParser;
+use crate::server_side::names::Reading;
+use crate::server_side::prometheus::samples;
 use crate::sse::SseParser;
 
 /// What the bytes of one response hold, read `piece` bytes at a time: its events, and why reading
@@ -22,6 +24,11 @@ pub fn response(bytes: &[u8], piece: usize) -> (Vec<String>, Option<String>) {
         Ok(())
     });
     (events, problem.err())
+}
+
+/// How many samples a text of metrics has, and what the server says with them, for comparing.
+pub fn metrics(text: &str) -> (usize, String) {
+    (samples(text).count(), format!("{:?}", Reading::of(text)))
 }
 
 fn read(

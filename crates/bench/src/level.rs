@@ -15,10 +15,12 @@ use crate::clock::Clock;
 use crate::error::BenchError;
 use crate::health::ThreadHealth;
 use crate::limits::{CANCELLED, Left, Limits};
+use crate::metrics::seconds;
 use crate::preflight::Prepared;
 use crate::record::{LevelResult, Strategy};
 use crate::recorder::Recording;
 use crate::schedule::{Gaps, pace};
+use crate::server_side::Sampler;
 use crate::spill::Scratch;
 use crate::watch::Watch;
 use crate::worker::{Duty, LevelShared, work};
@@ -109,8 +111,14 @@ pub(crate) async fn run_plan(
     cancel: &Cancel,
     mut on_progress: impl FnMut(Progress),
 ) -> Result<LevelResult, BenchError> {
+    let sampler = match prepared.metrics.clone() {
+        Some(source) => Some(Sampler::start(source).await?),
+        None => None,
+    };
     let started = SystemTime::now();
     let shared = Arc::new(shared(prepared, &plan));
+    // How far the sampler's clock is ahead of the level's.
+    let ahead_s = sampler.as_ref().map_or(0.0, Sampler::elapsed_s);
     // If this future is dropped, the threads must not go on.
     let _stop_on_drop = StopOnDrop(shared.watch.stop.clone());
     let folder = prepared.config.output_dir.clone();
@@ -143,8 +151,17 @@ pub(crate) async fn run_plan(
         }
     };
     on_progress(meter.read(&shared, &plan.limits));
+    let seen = match sampler {
+        Some(sampler) => Some(sampler.finish().await),
+        None => None,
+    };
     let gathered = recording.finish().await?;
-    Ok(result(prepared, plan, &shared, started, &reports, gathered))
+    let start_s = seconds(gathered.first_sent_ns()) + ahead_s;
+    let mut level = result(prepared, plan, &shared, started, &reports, gathered);
+    if let Some(seen) = seen {
+        seen.store(&mut level, start_s);
+    }
+    Ok(level)
 }
 
 /// Rings once, or never.

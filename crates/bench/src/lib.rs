@@ -5,8 +5,10 @@
 //! `schedule` and `worker` (threads and clients), `limits` and `watch` (when they end), `client` (one request) on
 //! `stamped`, `connect`, `http1`, `sse` and `chunk` (bytes with their times), [`record`] (what is known of one
 //! request and of one level), [`requests`] (many of them, on `spill`; `recorder` takes them from the threads),
-//! [`metrics`] (the numbers that follow, on [`distribution`] and `column`), [`guidellm`] (the file format).
+//! [`metrics`] (the numbers that follow, on [`distribution`] and `column`), `server_side` (what the server says of
+//! itself meanwhile), [`guidellm`] (the file format).
 
+mod ask;
 mod body;
 mod calibrate;
 mod cancel;
@@ -44,6 +46,7 @@ mod run;
 mod saturation;
 mod schedule;
 pub mod search;
+mod server_side;
 pub mod slo;
 pub mod special;
 mod spill;
@@ -76,5 +79,6 @@ pub use requests::{Requests, Totals};
 pub use run::{Event, RunResult, measure, run};
 pub use saturation::OverSaturation;
 pub use search::Conclusion;
+pub use server_side::ServerSample;
 pub use slo::{Goodput, Slo};
 pub use target::{Endpoint, TargetConfig, Timeouts};

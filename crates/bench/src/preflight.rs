@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::time::timeout;
 
+use crate::ask::ask;
 use crate::body::{BodyShape, RequestTemplate, plain_request};
 use crate::calibrate;
 use crate::chunk::{Usage, excerpt};
@@ -16,9 +16,9 @@ use crate::clock::Clock;
 use crate::config::{BenchConfig, PromptFormat};
 use crate::connect::Connector;
 use crate::error::BenchError;
-use crate::http1::{read_body, read_head};
 use crate::prompts::Prompts;
 use crate::record::RequestRecord;
+use crate::server_side::MetricsSource;
 use crate::target::{BaseUrl, Endpoint};
 
 /// How long the server may take for a test request: one token, but perhaps behind a full queue.
@@ -35,6 +35,7 @@ pub struct Prepared {
     pub(crate) connector: Connector,
     pub(crate) shape: BodyShape,
     pub(crate) prompts: Arc<Prompts>,
+    pub(crate) metrics: Option<MetricsSource>,
     /// The model asked for, or the first that the server lists.
     pub model: String,
     /// The server's base URL, without `/v1`.
@@ -75,11 +76,14 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
     let usage = probe.settle_shape(&models, &mut warnings).await?;
     let prompts = calibrate::prompts(&mut probe, usage, &mut warnings).await?;
     let Probe { model, shape, .. } = probe;
+    let url = config.metrics_url.as_deref();
+    let metrics = MetricsSource::find(url, &base, &config.target, &mut warnings).await?;
     Ok(Prepared {
         config: config.clone(),
         target: base.display(),
         shape,
         prompts: Arc::new(prompts),
+        metrics,
         model,
         warnings,
         connector,
@@ -330,33 +334,7 @@ impl Probe<'_> {
 
     /// A small request of its own: (status, body).
     async fn lookup(&self, path: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>), String> {
-        let work = async {
-            let mut connection = self.connector.open(Clock::start()).await?;
-            let request = plain_request(self.base, &self.config.target, path, body);
-            connection
-                .send(&request)
-                .await
-                .map_err(|e| format!("connection lost while sending: {e}"))?;
-            let head = read_head(&mut connection)
-                .await
-                .map_err(|e| e.into_reason())?;
-            let mut answer = Vec::new();
-            read_body(&mut connection, &head, |data, _| {
-                if answer.len() + data.len() > LOOKUP_BYTES {
-                    return Err(format!("the answer of {path} is over {LOOKUP_BYTES} bytes"));
-                }
-                answer.extend_from_slice(data);
-                Ok(())
-            })
-            .await?;
-            Ok((head.status, answer))
-        };
-        match timeout(LOOKUP_LIMIT, work).await {
-            Ok(result) => result,
-            Err(_) => Err(format!(
-                "no answer of {path} within {} s",
-                LOOKUP_LIMIT.as_secs()
-            )),
-        }
+        let request = plain_request(self.base, &self.config.target, path, body);
+        ask(self.connector, &request, path, LOOKUP_BYTES, LOOKUP_LIMIT).await
     }
 }

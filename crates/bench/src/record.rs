@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::requests::Requests;
+use crate::server_side::ServerSample;
 use crate::slo::Slo;
 
 /// How load is offered in a level.
@@ -339,8 +340,14 @@ pub struct LevelResult {
     pub fingerprint: String,
     /// The client's own health.
     pub client: ClientHealth,
-    /// What the server told of itself during the level, by metric name; empty if unknown.
+    /// What the server told of itself during the level; empty if unknown. `running_mean`, `running_max`,
+    /// `waiting_mean`, `waiting_max` (requests), `kv_cache_usage_mean`, `kv_cache_usage_max` (0 to 1); over the
+    /// whole level `preemptions`, `prompt_tokens`, `generation_tokens` (numbers), `queue_time_mean_s`,
+    /// `prefix_cache_hit_rate` (share of the tokens looked up), `iteration_tokens_mean` (tokens a step).
     pub server: std::collections::BTreeMap<String, f64>,
+    /// The same from moment to moment, about twice a second; thinned out in a long level.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_samples: Vec<ServerSample>,
 }
 
 impl LevelResult {
@@ -365,6 +372,7 @@ impl LevelResult {
             fingerprint: String::new(),
             client: ClientHealth::default(),
             server: std::collections::BTreeMap::new(),
+            server_samples: Vec::new(),
         }
     }
 }

@@ -126,6 +126,7 @@ fn report(level: &LevelResult, sample_size: Option<usize>) -> Report<'_> {
         fingerprint: level.fingerprint.clone(),
         client: level.client.clone(),
         server: level.server.clone(),
+        server_samples: level.server_samples.clone(),
         ..*level
     };
     let spec = Spec::of(level);

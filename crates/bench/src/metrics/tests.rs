@@ -48,6 +48,7 @@ fn level(strategy: Strategy, requests: Vec<RequestRecord>) -> LevelResult {
         fingerprint: String::new(),
         client: ClientHealth::default(),
         server: Default::default(),
+        server_samples: Vec::new(),
     }
 }
 

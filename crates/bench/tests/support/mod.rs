@@ -48,6 +48,23 @@ pub enum Fault {
     ByteByByte,
 }
 
+/// What the server's /metrics answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Metrics {
+    /// 404.
+    Absent,
+    /// vLLM's names: what it does, a preemption for each generation request, and half of all prompts cached.
+    Live,
+    /// As `Live` for the first request, and then nothing, ever.
+    LiveThenHang,
+    /// 200 with a page.
+    Page,
+    /// 200 with the metrics of some other program.
+    Foreign,
+    /// Say nothing, ever.
+    Hang,
+}
+
 /// How the mock's server is set up.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -60,6 +77,7 @@ pub struct Settings {
     pub refuses: Vec<&'static str>,
     /// /tokenize: None = 404, Some(false) = an unusable 200, Some(true) = right.
     pub tokenize: Option<bool>,
+    pub metrics: Metrics,
     /// Tokens around the text of a prompt.
     pub overhead: u64,
     /// Words that cost two tokens.
@@ -80,6 +98,7 @@ impl Default for Settings {
             every: 1,
             refuses: vec![],
             tokenize: None,
+            metrics: Metrics::Absent,
             overhead: 1,
             long_words: vec![],
             slots: usize::MAX >> 4,
@@ -95,6 +114,9 @@ pub struct Seen {
     pub bodies: Mutex<Vec<Value>>,
     pub connections: AtomicUsize,
     pub tokenize_calls: AtomicUsize,
+    pub metrics_calls: AtomicUsize,
+    /// Head of the newest request for metrics.
+    pub metrics_head: Mutex<String>,
     pub in_flight: AtomicUsize,
     pub most_in_flight: AtomicUsize,
     /// Generation requests of more than one token.
@@ -208,6 +230,10 @@ impl Server {
                     .await?
                 }
                 "/tokenize" => self.tokenize(&mut socket, &body).await?,
+                "/metrics" => {
+                    *self.seen.metrics_head.lock().unwrap() = head.clone();
+                    self.metrics(&mut socket).await?
+                }
                 "/v1/completions" | "/v1/chat/completions" => {
                     self.generate(&mut socket, &body).await?
                 }
@@ -223,6 +249,34 @@ impl Server {
                 }
             }
         }
+    }
+
+    async fn metrics(&self, socket: &mut TcpStream) -> Result<(), Closed> {
+        let calls = self.seen.metrics_calls.fetch_add(1, SeqCst);
+        let in_flight = self.seen.in_flight.load(SeqCst);
+        let running = in_flight.min(self.settings.slots);
+        let requests = self.seen.requests.load(SeqCst);
+        let text = match self.settings.metrics {
+            Metrics::Absent => return self.json(socket, 404, &json!({})).await,
+            Metrics::LiveThenHang if calls > 0 => return std::future::pending().await,
+            Metrics::Hang => return std::future::pending().await,
+            Metrics::Page => "<!doctype html><p>hello</p>".to_owned(),
+            Metrics::Foreign => "# TYPE up gauge\nup 1\n".to_owned(),
+            Metrics::Live | Metrics::LiveThenHang => format!(
+                "vllm:num_requests_running{{engine=\"0\"}} {running}.0\n\
+                 vllm:num_requests_waiting{{engine=\"0\"}} {}.0\n\
+                 vllm:kv_cache_usage_perc{{engine=\"0\"}} 0.5\n\
+                 vllm:num_preemptions_total{{engine=\"0\"}} {}.0\n\
+                 vllm:prefix_cache_queries_total {}\nvllm:prefix_cache_hits_total {}\n",
+                in_flight - running,
+                100 + requests,
+                1000 + 32 * requests,
+                16 * requests,
+            ),
+        };
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", text.len());
+        socket.write_all((head + &text).as_bytes()).await?;
+        Ok(())
     }
 
     async fn json(&self, socket: &mut TcpStream, status: u16, value: &Value) -> Result<(), Closed> {
