@@ -46,8 +46,8 @@ pub fn report(
     config: &BenchConfig,
     json: bool,
 ) -> CliResult {
-    let report = Report::from_levels(levels, context);
     let folder = config.output_dir.clone().unwrap_or_default();
+    let report = Report::from_levels(levels, context.with_conclusions(&folder));
     let written = report.write(&folder).map_err(CliError::new)?;
     if json {
         let event = serde_json::json!({"event": "report", "folder": folder, "html": written.html,

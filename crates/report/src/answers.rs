@@ -30,6 +30,8 @@ const NEXT_CLIENT: &str = "Run these levels again with a load generator that is 
 /// Answer from a sweep and what was found in it.
 pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
     let mut a = Answers::default();
+    a.performance
+        .extend(sweep.context.conclusions.iter().cloned());
     let (Some(peak), Some(low), Some(high)) =
         (sweep.peak(), sweep.points.first(), sweep.points.last())
     else {
@@ -154,6 +156,7 @@ fn gain(p: &crate::findings::Prediction) -> String {
 
 fn unsure(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<String> {
     let mut out = Vec::new();
+    out.extend(sweep.context.drift.clone());
     if let Some(f) = first(findings, "collapse") {
         out.push(f.advice.clone());
     }
@@ -242,6 +245,15 @@ fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<S
         }
         _ => "Bottleneck: none stands out; see what remains unsure.".into(),
     });
+    out.extend(sweep.context.conclusions.iter().cloned());
+    out.extend(
+        sweep
+            .context
+            .drift
+            .iter()
+            .filter(|told| told.starts_with("Caution"))
+            .cloned(),
+    );
     let limited: Vec<String> = sweep
         .levels
         .iter()

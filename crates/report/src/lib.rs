@@ -49,7 +49,7 @@ pub fn load(paths: &[PathBuf]) -> Result<Report, ReportError> {
     let loaded = load::load(paths)?;
     // Written beside the results by whoever measured them.
     let folder = paths.iter().find(|path| path.is_dir());
-    let mut context = folder.and_then(|f| Context::read(f)).unwrap_or_default();
+    let mut context = folder.map_or_else(Context::default, |f| Context::read(f));
     if let Some(result) = loaded.levels.iter().find_map(|l| l.result.as_ref()) {
         let known = |s: &str| (!s.is_empty()).then(|| s.to_owned());
         context.model = context.model.or(known(&result.model));

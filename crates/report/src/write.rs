@@ -59,7 +59,7 @@ pub(crate) fn write(
         source: e.into(),
     })?;
     put(folder.join("findings.json"), &json)?;
-    if *context != Context::default() {
+    if !context.is_empty() {
         let path = folder.join(context::FILE_NAME);
         let json = serde_json::to_vec_pretty(context).map_err(|e| ReportError::Write {
             path: path.clone(),

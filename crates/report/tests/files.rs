@@ -226,3 +226,43 @@ fn another_tools_report_is_read_too() {
     let folder = tempfile::tempdir().unwrap();
     report.write(folder.path()).unwrap();
 }
+
+#[test]
+fn what_a_run_has_found_out_itself_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    powerband_bench::guidellm::write(&folder.path().join("throughput-4.json"), &level(4)).unwrap();
+    put(
+        "knee.json",
+        r#"{"knee": 8, "between": [4, 16], "statement": "The knee is at 8 clients.", "points": []}"#,
+    );
+    put("goodput.json", "{\"statement\": 7}");
+    let moved = |moved: bool| {
+        let p = if moved { "0.001" } else { "0.4" };
+        format!(
+            r#"{{"level": "throughput-4", "metrics": [{{"metric": "request_latency", "first": 1.0, "last": 1.5, "p_value": {p}, "moved": {moved}}}]}}"#
+        )
+    };
+    put("drift.json", &moved(true));
+    let report = load(&[folder.path().to_owned()]).unwrap();
+    let text = report.summary_text();
+    assert!(text.contains("The knee is at 8 clients."), "{text}");
+    assert!(text.contains("goodput.json cannot be read"), "{text}");
+    assert!(
+        text.contains("Caution: the server drifted") && text.contains("+50.0 %"),
+        "{text}"
+    );
+    let written = report.write(folder.path()).unwrap();
+    let page = std::fs::read_to_string(&written.markdown).unwrap();
+    assert!(page.contains("The knee is at 8 clients."), "{page}");
+    // They stay in their own files.
+    if let Ok(context) = std::fs::read_to_string(folder.path().join("context.json")) {
+        assert!(!context.contains("knee"), "{context}");
+    }
+    put("drift.json", &moved(false));
+    let report = load(&[folder.path().to_owned()]).unwrap();
+    assert!(!report.summary_text().contains("drift"));
+    let written = report.write(folder.path()).unwrap();
+    let page = std::fs::read_to_string(&written.markdown).unwrap();
+    assert!(page.contains("did not drift"), "{page}");
+}
