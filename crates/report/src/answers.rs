@@ -202,10 +202,14 @@ fn unsure(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<String> {
     if sweep.levels.iter().all(|l| l.client_limit.is_none()) {
         out.push("Whether the load generator was a limit is not known from a summary.".into());
     }
-    out.push(
-        "Each level was run once: repeat the levels around the peak to know how far they scatter."
-            .into(),
-    );
+    let loads: std::collections::BTreeSet<String> =
+        sweep.levels.iter().map(|l| l.label()).collect();
+    if loads.len() == sweep.levels.len() {
+        out.push(
+            "Each level was run once: repeat the levels around the peak to know how far they scatter."
+                .into(),
+        );
+    }
     out
 }
 

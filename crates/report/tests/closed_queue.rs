@@ -299,6 +299,20 @@ fn a_client_at_its_limit_everywhere_says_nothing_about_the_server() {
 }
 
 #[test]
+fn levels_that_were_repeated_are_not_called_run_once() {
+    let levels = &tired_client()[..3];
+    let said = |levels: &[LevelResult]| {
+        let folder = tempfile::tempdir().unwrap();
+        let report = Report::from_levels(levels, Context::default());
+        let written = report.write(folder.path()).unwrap();
+        let page = std::fs::read_to_string(written.markdown).unwrap();
+        page.contains("Each level was run once")
+    };
+    assert!(said(levels));
+    assert!(!said(&[levels, levels].concat()));
+}
+
+#[test]
 fn requests_that_drift_apart_are_not_the_clients_fault() {
     let server = Server {
         slots: 1000,
