@@ -7,6 +7,7 @@ mod health;
 mod jump;
 mod queue;
 mod scaling;
+mod server;
 mod tokens;
 mod waves;
 
@@ -89,6 +90,7 @@ pub fn all(sweep: &Sweep<'_>) -> Vec<Finding> {
     let queue = queue::find(sweep);
     found.extend(collapse.clone());
     found.extend(queue.clone());
+    found.extend(server::find(sweep));
     found.extend(cap::find(sweep, collapse.as_ref()));
     found.extend(waves::find(sweep));
     found
