@@ -76,6 +76,9 @@ impl Seen {
     pub fn store(&self, level: &mut LevelResult, start_s: f64) {
         level.server = self.0.numbers();
         level.server_samples = self.0.samples(start_s);
+        // One may come between the last byte and the end of the threads.
+        let end_s = level.duration_s;
+        level.server_samples.retain(|sample| sample.at_s <= end_s);
         level.warnings.extend(self.0.warning());
     }
 }
