@@ -26,15 +26,16 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, once")]
 enum Command {
     /// Serve a model, load it at rising concurrency, explain the result
-    Run(Box<commands::run::RunArgs>),
+    Run(commands::run::RunArgs),
     /// Serve a model behind an OpenAI-compatible API
     Serve(commands::serve::ServeArgs),
     /// What this machine is and what would run on it
     Doctor(commands::doctor::DoctorArgs),
     /// Load any OpenAI-compatible endpoint at rising concurrency
-    Bench(Box<commands::bench::BenchArgs>),
+    Bench(commands::bench::BenchArgs),
     /// Explain results: CSV, plots, findings, Markdown, HTML
     Report(commands::report::ReportArgs),
     /// Fetch a model; the last line on stdout is its path
