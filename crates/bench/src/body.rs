@@ -129,7 +129,7 @@ impl RequestTemplate {
 /// Request line, Host, key and the user's headers, without the empty line.
 fn head_lines(base: &BaseUrl, config: &TargetConfig, method: &str, path: &str) -> String {
     let mut head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: powerband-bench/{}\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: powerband-bench/{}\r\nAccept-Encoding: identity\r\n",
         base.authority,
         env!("CARGO_PKG_VERSION")
     );

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::time::timeout;
 
@@ -46,6 +47,9 @@ pub(crate) struct Counters {
     pub connections: AtomicU64,
     pub connect_us: AtomicU64,
     pub connect_max_us: AtomicU64,
+    /// Waits that the server asked for, and their length in all.
+    pub pauses: AtomicU64,
+    pub paused_ms: AtomicU64,
 }
 
 impl Counters {
@@ -88,6 +92,20 @@ pub(crate) enum Failure {
     Broken(String),
 }
 
+impl Failure {
+    /// How long the server asks to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Failure::Status {
+                status: 429 | 503,
+                retry_after: Some(after),
+                ..
+            } => after.parse().ok().map(Duration::from_secs),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -113,6 +131,8 @@ impl fmt::Display for Failure {
 /// A client and what it keeps between requests.
 #[derive(Default)]
 pub(crate) struct Client {
+    /// How long it has to wait before its next request, by the server's last answer.
+    pub pause: Option<Duration>,
     connection: Option<Connection>,
     sse: SseParser,
     chunks: ChunkParser,
@@ -143,8 +163,9 @@ impl Client {
                 shared.timeouts.total.as_secs_f64()
             ))),
         };
-        if result.is_err() {
+        if let Err(failure) = &result {
             record.end_ns = shared.clock.now_ns();
+            self.pause = failure.retry_after();
         }
         result
     }
@@ -155,6 +176,11 @@ impl Client {
         record: &mut RequestRecord,
     ) -> Result<Option<Usage>, Failure> {
         let (mut connection, head) = self.answer(shared, record).await?;
+        if let (200, Some(encoding)) = (head.status, &head.encoding) {
+            return Err(Failure::Broken(format!(
+                "the answer is compressed ({encoding}), which was not asked for"
+            )));
+        }
         let usage = if head.status == 200 {
             self.read_answer(shared, &mut connection, &head, record)
                 .await
@@ -235,6 +261,12 @@ impl Client {
             // The server does not stream: all tokens come at once, at the end.
             let mut body = Vec::new();
             read_body(connection, head, |data, _| keep(&mut body, data)).await?;
+            if body.trim_ascii_start().starts_with(b"<") {
+                let page = chunk::excerpt(&body);
+                return Err(format!(
+                    "a web page (of a proxy?) in place of an answer: {page}"
+                ));
+            }
             answer.event(&body, connection.arrival_ns())?;
             answer.finish(false)
         }
@@ -252,6 +284,16 @@ fn keep(body: &mut Vec<u8>, data: &[u8]) -> Result<(), String> {
 
 /// A status that is not 200, with the server's words.
 fn refusal(head: &Head, body: &[u8]) -> Failure {
+    if let (300..400, Some(location)) = (head.status, &head.location) {
+        let to = chunk::excerpt(location.as_bytes());
+        return Failure::Status {
+            status: head.status,
+            message: format!(
+                "points to {to}, which is not followed: pass that address with --target"
+            ),
+            retry_after: None,
+        };
+    }
     let message = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(value) => {
             chunk::error_text(value.get("error").or(value.get("detail")).unwrap_or(&value))

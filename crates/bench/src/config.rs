@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -186,6 +187,23 @@ impl BenchConfig {
             ));
         }
         server_side::check(self.metrics_url.as_deref(), &base)?;
+        let timeouts = &self.target.timeouts;
+        for (flag, limit) in [
+            ("--connect-timeout", timeouts.connect),
+            ("--first-byte-timeout", timeouts.first_byte),
+            ("--idle-timeout", timeouts.idle.unwrap_or(Duration::MAX)),
+            ("--request-timeout", timeouts.total),
+        ] {
+            if limit.is_zero() {
+                return Err(BenchError::config(flag, "must be more than 0 seconds"));
+            }
+        }
+        if self.target.insecure && self.target.ca_file.is_some() {
+            return Err(BenchError::config(
+                "--insecure",
+                "trusts any certificate, so --ca-file would mean nothing: give one of them",
+            ));
+        }
         self.profile.check()?;
         self.limits.check()?;
         self.run_limits.check()?;
@@ -276,6 +294,8 @@ impl BenchConfig {
             "endpoint": self.target.endpoint.path(),
             "no_stream": self.target.no_stream,
             "extra_body": self.target.extra_body,
+            "timeouts": format!("{:?}", self.target.timeouts),
+            "insecure": self.target.insecure,
             "strategy": strategy,
             "prompt_tokens": self.data.prompt_tokens,
             "output_tokens": self.data.output_tokens,
@@ -349,6 +369,19 @@ mod tests {
         assert!(error(|c| c.profile = Profile::Goodput(share)).starts_with("--goodput-share"));
         let few = KneeSearch::new(1);
         assert!(error(|c| c.profile = Profile::Knee(few)).starts_with("--max-concurrency"));
+        assert!(
+            error(|c| c.target.timeouts.total = Duration::ZERO).starts_with("--request-timeout")
+        );
+        assert!(
+            error(|c| {
+                c.target.insecure = true;
+                c.target.ca_file = Some("ca.pem".into());
+            })
+            .starts_with("--insecure")
+        );
+        assert!(
+            error(|c| c.target.timeouts.idle = Some(Duration::ZERO)).starts_with("--idle-timeout")
+        );
         assert!(error(|c| c.rampup_s = f64::NAN).starts_with("--rampup"));
         assert!(error(|c| c.order.repeats = 0).starts_with("--repeats"));
         assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));
@@ -374,6 +407,17 @@ mod tests {
         let mut other = config.clone();
         other.data.output_tokens = 65;
         assert_ne!(of(&config, 5), of(&other, 5));
+        let changes: [fn(&mut BenchConfig); 4] = [
+            |c| c.target.no_stream = true,
+            |c| c.target.insecure = true,
+            |c| c.target.timeouts.idle = Some(Duration::from_secs(1)),
+            |c| c.target.timeouts.retry_after = Duration::ZERO,
+        ];
+        for change in changes {
+            let mut other = config.clone();
+            change(&mut other);
+            assert_ne!(of(&config, 5), of(&other, 5));
+        }
         other.identity = Some("own".to_owned());
         let at = |url| other.fingerprint(url, "m", &Strategy::Concurrent { streams: 5 });
         assert_eq!(at("http://h:1"), at("http://h:2"));

@@ -13,6 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::any_server::AnyServer;
 use crate::clock::Clock;
 use crate::error::BenchError;
 use crate::kernel_time;
@@ -37,6 +38,8 @@ pub(crate) struct Connection {
     end: usize,
     /// Requests that this connection has carried to their end.
     pub served: u64,
+    /// The longest wait for more of an answer.
+    pub idle: Option<Duration>,
 }
 
 impl Connection {
@@ -107,6 +110,7 @@ pub(crate) struct Connector {
     addresses: Arc<[SocketAddr]>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     timeout: Duration,
+    idle: Option<Duration>,
     /// Never connected. While one socket asks for the times of bytes, Linux notes them for all; with the
     /// first one it begins a few milliseconds late, and with the last one it ends.
     _keeps_times: Option<Arc<TcpSocket>>,
@@ -136,6 +140,7 @@ impl Connector {
             addresses: addresses.into(),
             tls,
             timeout: config.timeouts.connect,
+            idle: config.timeouts.idle,
             _keeps_times: TcpSocket::new_v4().ok().map(|socket| {
                 kernel_time::ask(socket.as_fd());
                 Arc::new(socket)
@@ -173,9 +178,7 @@ impl Connector {
             None => Stream::Plain(stamped),
             Some((connector, name)) => {
                 let tls = connector.connect(name.clone(), stamped).await;
-                Stream::Tls(Box::new(
-                    tls.map_err(|e| format!("TLS handshake failed: {e}"))?,
-                ))
+                Stream::Tls(Box::new(tls.map_err(handshake_error)?))
             }
         };
         Ok(Connection {
@@ -184,6 +187,7 @@ impl Connector {
             start: 0,
             end: 0,
             served: 0,
+            idle: self.idle,
         })
     }
 }
@@ -201,6 +205,19 @@ fn connect_error(error: &io::Error, address: &SocketAddr) -> String {
             _ => format!("cannot connect to {address}: {error}"),
         },
     }
+}
+
+/// What a failed handshake means, in the words of an outcome.
+fn handshake_error(error: io::Error) -> String {
+    use rustls::{CertificateError, Error};
+    let cause = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    let hint = match cause {
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            ": nobody trusted has signed the server's certificate (pass its authority with --ca-file)"
+        }
+        _ => "",
+    };
+    format!("TLS handshake failed: {error}{hint}")
 }
 
 /// TLS with the public authorities and, if given, the user's own.
@@ -231,6 +248,9 @@ fn tls_connector(config: &TargetConfig) -> Result<TlsConnector, BenchError> {
         .map_err(|e| BenchError::config("--target", format!("TLS cannot be set up: {e}")))?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    if config.insecure {
+        tls.dangerous().set_certificate_verifier(AnyServer::new());
+    }
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsConnector::from(Arc::new(tls)))
 }

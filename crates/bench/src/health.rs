@@ -78,9 +78,8 @@ pub(crate) fn judge(
     for r in level.requests.iter().filter(|r| r.successful()) {
         delay_s += r.dispatch_delay_s() / good as f64;
         latency_s += r.e2e_s() / good as f64;
-        if let Some(ttft_ms) = r.ttft_ms() {
-            ttft.push(ttft_ms);
-        }
+        // Where tokens have no times, the whole answer is what was waited for.
+        ttft.push(r.ttft_ms().unwrap_or(r.e2e_s() * 1e3));
     }
     let ttft = ttft.summary().median;
 

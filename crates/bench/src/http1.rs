@@ -2,6 +2,8 @@
 //! rather than taken from a client library because an instrument must know which read each byte came
 //! with, and a library that reads ahead in a task of its own hides that.
 
+use tokio::time::timeout;
+
 use crate::connect::Connection;
 
 /// Largest response head, bytes.
@@ -16,6 +18,10 @@ pub(crate) struct Head {
     pub event_stream: bool,
     /// Retry-After, as sent.
     pub retry_after: Option<String>,
+    /// Where a redirect points.
+    pub location: Option<String>,
+    /// How the body is compressed, which was not asked for.
+    pub encoding: Option<String>,
     /// May the connection carry another request?
     keep_alive: bool,
     /// How the body is framed.
@@ -102,6 +108,8 @@ pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> 
         status,
         event_stream: false,
         retry_after: None,
+        location: None,
+        encoding: None,
         keep_alive: response.version == Some(1),
         framing: match status {
             100..=199 | 204 | 304 => Framing::Length(0),
@@ -117,6 +125,10 @@ pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> 
             head.event_stream = starts_with_ignoring_case(value, "text/event-stream");
         } else if is("retry-after") {
             head.retry_after = Some(value.to_owned());
+        } else if is("location") {
+            head.location = Some(value.to_owned());
+        } else if is("content-encoding") && !value.eq_ignore_ascii_case("identity") {
+            head.encoding = Some(value.to_owned());
         } else if is("connection") {
             for option in value.split(',').map(str::trim) {
                 if option.eq_ignore_ascii_case("close") {
@@ -138,6 +150,9 @@ pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> 
             let length = value
                 .parse()
                 .map_err(|_| format!("bad content-length `{value}`"))?;
+            if matches!(head.framing, Framing::Length(other) if other != length) {
+                return Err("two content-lengths that differ".into());
+            }
             head.framing = Framing::Length(length);
         }
     }
@@ -184,7 +199,17 @@ pub(crate) async fn read_body(
         if done {
             return Ok(());
         }
-        match connection.read_more().await {
+        let read = match connection.idle {
+            None => connection.read_more().await,
+            Some(limit) => match timeout(limit, connection.read_more()).await {
+                Ok(read) => read,
+                Err(_) => {
+                    let limit = limit.as_secs_f64();
+                    return Err(format!("nothing more of the answer within {limit} s"));
+                }
+            },
+        };
+        match read {
             Ok(0) if decoder.framing == Framing::UntilClose => return Ok(()),
             Ok(0) => return Err("connection closed within the response".into()),
             Ok(_) => {}
@@ -336,6 +361,22 @@ mod tests {
         );
         assert_eq!(h.retry_after.as_deref(), Some("2"));
         assert!(!h.reusable());
+        let h = head(
+            "HTTP/1.1 307 X\r\nlocation: https://h/v1\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n",
+        );
+        assert_eq!(h.location.as_deref(), Some("https://h/v1"));
+        assert_eq!(h.encoding.as_deref(), Some("gzip"));
+        assert!(
+            parse_head(b"HTTP/1.1 200 X\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n")
+                .is_err()
+        );
+        // The encoding tells the length, whichever stands first (RFC 9112, 6.3).
+        for head_text in [
+            "HTTP/1.1 200 X\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n",
+        ] {
+            assert_eq!(head(head_text).framing, Framing::Chunked);
+        }
         assert!(head("HTTP/1.0 200 OK\r\n\r\n").ends_with_connection());
         assert!(
             head("HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 1\r\n\r\n")

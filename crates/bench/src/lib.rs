@@ -8,6 +8,7 @@
 //! [`metrics`] (the numbers that follow, on [`distribution`] and `column`), `server_side` (what the server says of
 //! itself meanwhile), [`guidellm`] (the file format).
 
+mod any_server;
 mod ask;
 mod body;
 mod calibrate;

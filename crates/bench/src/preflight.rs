@@ -62,6 +62,11 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         number: u64::MAX,
     };
     let mut warnings = Vec::new();
+    if config.target.insecure && base.tls {
+        warnings.push(
+            "any certificate was trusted (--insecure): nobody knows which server this was".into(),
+        );
+    }
     let models = probe.models(&mut warnings).await?;
     probe.model = match (&config.target.model, models.first()) {
         (Some(asked), _) => asked.clone(),

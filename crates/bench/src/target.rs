@@ -74,17 +74,24 @@ pub struct Timeouts {
     pub connect: Duration,
     /// From sending to the first byte of the answer.
     pub first_byte: Duration,
+    /// Between two reads of an answer; `None` for no limit but `total`.
+    pub idle: Option<Duration>,
     /// From sending to the last byte.
     pub total: Duration,
+    /// The longest that a client of a closed loop waits before its next request where the server asks for
+    /// it (429 or 503 with Retry-After, in seconds). Zero: it does not wait. An open loop keeps its schedule.
+    pub retry_after: Duration,
 }
 
 impl Default for Timeouts {
-    /// 5 s to connect; an hour for the answer, since an overloaded server is what we measure.
+    /// 5 s to connect; up to 30 s of waiting on the server's word; an hour for the answer, since an overloaded server is what we measure.
     fn default() -> Self {
         Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(3600),
+            idle: None,
             total: Duration::from_secs(3600),
+            retry_after: Duration::from_secs(30),
         }
     }
 }
@@ -108,6 +115,8 @@ pub struct TargetConfig {
     pub extra_body: serde_json::Map<String, serde_json::Value>,
     /// PEM file of certificate authorities to trust besides the public ones.
     pub ca_file: Option<PathBuf>,
+    /// Trust any certificate; the results warn of it.
+    pub insecure: bool,
     /// Time limits.
     pub timeouts: Timeouts,
 }

@@ -133,6 +133,25 @@ async fn closed_client(shared: Arc<LevelShared>, start_ns: u64, recorder: Arc<Re
         .await;
         intended_ns = record.end_ns;
         recorder.push(record);
+        // A server that asks to be left alone is overloaded: errors sent at full speed would be all we measure.
+        let longest = shared.client.timeouts.retry_after;
+        if let Some(pause) = client
+            .pause
+            .take()
+            .map(|p| p.min(longest))
+            .filter(|p| !p.is_zero())
+        {
+            let counters = &shared.client.counters;
+            counters.pauses.fetch_add(1, Relaxed);
+            let begun = Instant::now();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stopped.as_mut() => {}
+            }
+            let paused_ms = begun.elapsed().as_millis() as u64;
+            counters.paused_ms.fetch_add(paused_ms, Relaxed);
+            intended_ns = shared.client.clock.now_ns();
+        }
     }
 }
 

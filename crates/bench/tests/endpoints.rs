@@ -31,6 +31,15 @@ async fn level(
         .remove(0)
 }
 
+/// A busy machine may warn of the client; of the counts nothing is to be said.
+fn assert_no_word_of_tokens(level: &LevelResult) {
+    let said = level
+        .warnings
+        .iter()
+        .any(|w| w.contains("token") || w.contains("usage"));
+    assert!(!said, "{:?}", level.warnings);
+}
+
 /// Written as GuideLLM's file and read again, a level is as before.
 fn read_back(level: &LevelResult, look: impl FnOnce(&[LevelResult])) {
     let dir = tempfile::tempdir().unwrap();
@@ -48,7 +57,7 @@ async fn responses_with_reasoning() {
         ..Settings::default()
     };
     let level = level(settings, |_| {}, Endpoint::Responses).await;
-    assert!(level.warnings.is_empty(), "{:?}", level.warnings);
+    assert_no_word_of_tokens(&level);
     for r in &level.requests {
         assert!(r.successful(), "{:?}", r.outcome);
         assert_eq!((r.prompt_tokens, r.output_tokens, r.chunks), (16, 20, 20));
@@ -90,7 +99,7 @@ async fn embeddings_have_no_tokens_and_no_times_of_tokens() {
         ..Settings::default()
     };
     let level = level(settings, |_| {}, Endpoint::Embeddings).await;
-    assert!(level.warnings.is_empty(), "{:?}", level.warnings);
+    assert_no_word_of_tokens(&level);
     for r in &level.requests {
         assert!(r.successful(), "{:?}", r.outcome);
         assert_eq!((r.prompt_tokens, r.output_tokens, r.chunks), (16, 0, 0));
@@ -134,7 +143,7 @@ async fn a_whole_answer_that_was_asked_for_has_tokens_and_no_times_of_tokens() {
         Endpoint::Completions,
     )
     .await;
-    assert!(level.warnings.is_empty(), "{:?}", level.warnings);
+    assert_no_word_of_tokens(&level);
     for r in &level.requests {
         assert!(r.successful(), "{:?}", r.outcome);
         assert_eq!((r.prompt_tokens, r.output_tokens), (16, 20));

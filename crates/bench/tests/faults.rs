@@ -20,6 +20,8 @@ fn config(mock: &Mock) -> BenchConfig {
         connect: Duration::from_secs(2),
         first_byte: Duration::from_millis(400),
         total: Duration::from_millis(800),
+        idle: None,
+        retry_after: Duration::ZERO,
     };
     config
 }
@@ -58,6 +60,30 @@ async fn faults_that_fail_a_request() {
         (Fault::ErrorInStream, "out of memory"),
         (Fault::NoEnd, "ended before its last chunk"),
         (Fault::Hang, "no answer within 0.4 s"),
+        (
+            Fault::Raw("HTTP/1.1 307 X\r\nlocation: https://other/v1\r\ncontent-length: 0\r\n\r\n"),
+            "HTTP 307: points to https://other/v1, which is not followed: pass that address with --target",
+        ),
+        (
+            Fault::Raw(
+                "HTTP/1.1 200 X\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x1f...",
+            ),
+            "compressed (gzip)",
+        ),
+        (
+            Fault::Raw(
+                "HTTP/1.1 200 X\r\ncontent-type: text/html\r\ncontent-length: 18\r\n\r\n<html>Login</html>",
+            ),
+            "a web page (of a proxy?) in place of an answer: <html>Login</html>",
+        ),
+        (
+            Fault::Raw("HTTP/1.1 200 X\r\ncontent-length: 3\r\ncontent-length: 5\r\n\r\n{}   "),
+            "two content-lengths that differ",
+        ),
+        (
+            Fault::Raw("SSH-2.0-OpenSSH_9\r\n\r\n"),
+            "not an HTTP response",
+        ),
         (Fault::HangAfterFirst, "no end of the answer within 0.8 s"),
     ] {
         let (level, metrics) = level_with(fault.clone()).await;
@@ -71,6 +97,59 @@ async fn faults_that_fail_a_request() {
             assert_eq!(request.output_tokens, request.chunks);
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_pauses_too_long_has_its_reason() {
+    let mock = mock(Settings {
+        fault: Fault::HangAfterFirst,
+        every: 3,
+        ..Settings::default()
+    })
+    .await;
+    let mut config = config(&mock);
+    config.target.timeouts.idle = Some(Duration::from_millis(150));
+    config.target.timeouts.total = Duration::from_secs(60);
+    let level = run(&config, |_| {}, &Cancel::default())
+        .await
+        .unwrap()
+        .remove(0);
+    let reason = Outcome::Errored("nothing more of the answer within 0.15 s".into());
+    let errored: Vec<_> = level.requests.iter().filter(|r| !r.successful()).collect();
+    assert_eq!(errored.len(), 4);
+    assert!(errored.iter().all(|r| r.outcome == reason && r.chunks == 1));
+}
+
+#[tokio::test]
+async fn a_client_waits_as_told_and_no_longer_than_allowed() {
+    let mock = mock(Settings {
+        fault: Fault::RetryAfter,
+        every: 3,
+        ..Settings::default()
+    })
+    .await;
+    let mut config = config(&mock);
+    config.profile = Profile::Synchronous;
+    config.limits.max_requests = Some(4);
+    // The mock asks for 2 s.
+    config.target.timeouts.retry_after = Duration::from_millis(400);
+    let level = run(&config, |_| {}, &Cancel::default())
+        .await
+        .unwrap()
+        .remove(0);
+    let requests: Vec<_> = level.requests.iter().collect();
+    let good: Vec<bool> = requests.iter().map(|r| r.successful()).collect();
+    assert_eq!(good, [false, true, true, false]);
+    let gap_ns = |i: usize| requests[i].sent_ns - requests[i - 1].end_ns;
+    assert!(
+        (400_000_000..1_900_000_000).contains(&gap_ns(1)),
+        "{}",
+        gap_ns(1)
+    );
+    // The wait is no delay of the client's.
+    assert!(requests[1].dispatch_delay_s() < 0.4);
+    let told = level.warnings.iter().any(|w| w.contains("Retry-After"));
+    assert!(told, "{:?}", level.warnings);
 }
 
 #[tokio::test]

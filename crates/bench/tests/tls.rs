@@ -83,8 +83,28 @@ async fn an_unknown_authority_is_an_error_that_says_tls() {
     let address = tls_in_front_of(mock.address).await;
     let config = BenchConfig::new(format!("https://{address}"), Profile::Synchronous);
     let error = run(&config, |_| {}, &Cancel::default()).await.unwrap_err();
+    let error = error.to_string();
     assert!(
-        error.to_string().contains("TLS handshake failed"),
+        error.contains("TLS handshake failed") && error.contains("--ca-file"),
         "{error}"
+    );
+}
+
+#[tokio::test]
+async fn any_certificate_is_trusted_on_request_and_the_results_say_so() {
+    let mock = mock(Settings::default()).await;
+    let address = tls_in_front_of(mock.address).await;
+    let mut config = BenchConfig::new(format!("https://{address}"), Profile::Synchronous);
+    config.limits.max_requests = Some(2);
+    config.target.insecure = true;
+    let level = run(&config, |_| {}, &Cancel::default())
+        .await
+        .unwrap()
+        .remove(0);
+    assert!(level.requests.iter().all(|r| r.successful()));
+    assert!(
+        level.warnings.iter().any(|w| w.contains("--insecure")),
+        "{:?}",
+        level.warnings
     );
 }

@@ -1,8 +1,10 @@
 //! What becomes of a level when its threads are through: the result, its phases and its warnings.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::LevelPlan;
+use crate::client::Counters;
 use crate::config::Phase;
 use crate::health::{self, ThreadHealth};
 use crate::metrics::{nth_end_ns, seconds};
@@ -51,11 +53,23 @@ pub(super) fn result(
     level
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));
+    level.warnings.extend(pauses(&shared.client.counters));
     level.client = health::judge(&level, threads, &shared.client.counters);
     level
         .warnings
         .extend(health::warnings(&level.client, &shared.client.counters));
     level
+}
+
+/// What clients that did as Retry-After told mean for the load.
+fn pauses(counters: &Counters) -> Option<String> {
+    let number = counters.pauses.load(Relaxed);
+    let seconds = counters.paused_ms.load(Relaxed) as f64 / 1e3;
+    (number > 0).then(|| {
+        format!(
+            "the server asked for less load (Retry-After) {number} times and clients waited {seconds:.1} s in all: fewer requests were in flight than asked for"
+        )
+    })
 }
 
 /// Length of a warm-up, or of a cool-down, seconds.

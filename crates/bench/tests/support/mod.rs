@@ -18,6 +18,8 @@ pub enum Fault {
     Status(u16, &'static str),
     /// 429 with Retry-After.
     RetryAfter,
+    /// These very bytes, and the connection is closed.
+    Raw(&'static str),
     /// Close the socket after some chunks.
     CutAfter(usize),
     /// RST after some chunks.
@@ -440,6 +442,10 @@ impl Server {
                 return self
                     .json(socket, 429, &json!({"error": {"message": "slow down"}}))
                     .await;
+            }
+            Fault::Raw(answer) => {
+                socket.write_all(answer.as_bytes()).await?;
+                return Err(Closed);
             }
             Fault::Hang => std::future::pending::<()>().await,
             _ if fault == Fault::NoStream || body["stream"] == false => {
