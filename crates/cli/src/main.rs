@@ -6,9 +6,9 @@ mod deploy;
 mod engine_args;
 mod error;
 mod load_args;
+mod local_tokenizer;
 mod measure;
 mod screen;
-mod target_args;
 
 use clap::{Parser, Subcommand};
 

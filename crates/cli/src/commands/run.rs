@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use powerband_bench::{BenchConfig, Profile, PromptFormat};
+use powerband_bench::{BenchConfig, PromptFormat};
 use powerband_model::fetch::DEFAULT_MODEL;
 use powerband_report::Context;
 use powerband_server::ServerConfig;
@@ -16,7 +16,6 @@ use crate::engine_args::EngineArgs;
 use crate::error::{CliError, CliResult};
 use crate::load_args::LoadArgs;
 use crate::measure;
-use crate::target_args::TargetArgs;
 
 /// Levels and requests of `--quick`: from alone to half as many again as --max-num-seqs.
 const QUICK_LEVELS: [usize; 5] = [1, 10, 25, 50, 75];
@@ -42,27 +41,25 @@ pub struct RunArgs {
     #[command(flatten)]
     pub load: LoadArgs,
     #[command(flatten)]
-    pub server: TargetArgs,
-    #[command(flatten)]
     pub engine: EngineArgs,
 }
 
 /// Does all three.
 pub fn run(args: &RunArgs) -> CliResult {
-    let folder = &args.load.output_dir;
+    let folder = &args.load.results.output_dir;
     writable(folder)?;
     match &args.target {
         Some(url) => {
-            let mut config = config(args, url);
+            let mut config = config(args, url)?;
             config.target.model.clone_from(&args.model);
-            let levels = measure::levels(&config, args.load.json)?;
+            let measured = measure::levels(&config, args.load.results.json)?;
             let context = Context {
                 target: Some(url.clone()),
-                model: levels.first().map(|level| level.model.clone()),
+                model: measured.levels().first().map(|level| level.model.clone()),
                 command: Some(command()),
                 ..Context::default()
             };
-            measure::report(&levels, context, &config, args.load.json)
+            measure::report(&measured, context, &config, args.load.results.json)
         }
         None => own(args),
     }
@@ -86,7 +83,7 @@ fn own(args: &RunArgs) -> CliResult {
     let deployment = deploy(name, &flags, &mut phases)?;
     eprintln!("{:>9}  ready", phases.total());
 
-    let mut config = config(args, &url);
+    let mut config = config(args, &url)?;
     let engine_config = deployment.engine.config().clone();
     config.identity = Some(format!(
         "{name} {} {engine_config:?} {:?} {:?} {:?}",
@@ -110,27 +107,22 @@ fn own(args: &RunArgs) -> CliResult {
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { drop(stopped.await) };
     let serving = runtime.spawn(server.serve(engine, model, shutdown, Duration::ZERO));
-    let levels = measure::levels(&config, args.load.json);
+    let measured = measure::levels(&config, args.load.results.json);
     drop(stop);
     match runtime.block_on(serving) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(CliError::new(error)),
         Err(error) => return Err(CliError::new(format!("the server failed: {error}"))),
     }
-    measure::report(&levels?, context, &config, args.load.json)
+    measure::report(&measured?, context, &config, args.load.results.json)
 }
 
-fn config(args: &RunArgs, url: &str) -> BenchConfig {
+fn config(args: &RunArgs, url: &str) -> CliResult<BenchConfig> {
     let mut load = args.load.clone();
     if args.quick {
-        load.concurrency
-            .get_or_insert_with(|| QUICK_LEVELS.to_vec());
-        load.max_requests.get_or_insert(QUICK_REQUESTS);
+        load.quicken(&QUICK_LEVELS, QUICK_REQUESTS);
     }
-    let mut config = BenchConfig::new(url, Profile::Concurrent(load.levels()));
-    load.apply(&mut config);
-    args.server.apply(&mut config.target);
-    config
+    load.config(url)
 }
 
 /// A sweep takes minutes: a folder that cannot be written is told first.

@@ -9,4 +9,5 @@ mod help;
 mod real_model;
 mod run;
 mod serve;
+mod shapes;
 mod support;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use powerband_bench::{Endpoint, TargetConfig};
+use powerband_bench::{BenchConfig, Endpoint};
 use serde_json::{Map, Value};
 
 /// How requests reach the server, and what each carries.
@@ -14,9 +14,12 @@ pub struct TargetArgs {
     /// Key of the server under load, sent as a bearer token
     #[arg(long, env = "POWERBAND_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
-    /// completions or chat
+    /// completions, chat, responses or embeddings
     #[arg(long, default_value = "completions", value_parser = endpoint)]
     pub endpoint: Endpoint,
+    /// Ask for whole answers rather than streams: TTFT is then that of the whole answer, and there is no ITL
+    #[arg(long)]
+    pub no_stream: bool,
     /// A header of each request, as in --header 'X-Team: red'; may be given again
     #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
     pub header: Vec<(String, String)>,
@@ -26,33 +29,56 @@ pub struct TargetArgs {
     /// PEM file of certificate authorities to trust besides the public ones
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
+    /// Trust any certificate
+    #[arg(long)]
+    pub insecure: bool,
     /// Longest wait for a connection, s
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     pub connect_timeout: Duration,
     /// Longest wait for the first byte of an answer, s
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     pub first_byte_timeout: Duration,
+    /// Longest silence within an answer, s [default: none]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub idle_timeout: Option<Duration>,
     /// Longest wait for the last byte of an answer, s
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     pub request_timeout: Duration,
+    /// Longest that a client waits when told Retry-After, s; with 0 it goes on at once
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds_or_none)]
+    pub max_retry_after: Duration,
+    /// The server's Prometheus metrics, sampled during each level; `none` to leave them [default: the
+    /// target's /metrics, where it has one]
+    #[arg(long, value_name = "URL")]
+    pub metrics_url: Option<String>,
+    /// Threads of the client [default: by the number of streams]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
 }
 
 impl TargetArgs {
-    /// Puts the flags into a run's target.
-    pub fn apply(&self, target: &mut TargetConfig) {
+    /// Puts the flags into a run's settings.
+    pub fn apply(&self, config: &mut BenchConfig) {
+        config.metrics_url.clone_from(&self.metrics_url);
+        config.workers = self.workers;
+        let target = &mut config.target;
         target.api_key.clone_from(&self.api_key);
         target.endpoint = self.endpoint;
+        target.no_stream = self.no_stream;
         target.headers.clone_from(&self.header);
         target.extra_body = self.extra_body.clone().unwrap_or_default();
         target.ca_file.clone_from(&self.ca_file);
+        target.insecure = self.insecure;
         target.timeouts.connect = self.connect_timeout;
         target.timeouts.first_byte = self.first_byte_timeout;
+        target.timeouts.idle = self.idle_timeout;
         target.timeouts.total = self.request_timeout;
+        target.timeouts.retry_after = self.max_retry_after;
     }
 }
 
 fn endpoint(name: &str) -> Result<Endpoint, String> {
-    Endpoint::parse(name).ok_or_else(|| "use completions or chat".to_owned())
+    Endpoint::parse(name).ok_or_else(|| "use completions, chat, responses or embeddings".to_owned())
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -70,10 +96,18 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
 }
 
 /// Seconds above 0, as a length of time.
-pub fn seconds(text: &str) -> Result<Duration, String> {
+fn seconds(text: &str) -> Result<Duration, String> {
+    match seconds_or_none(text)? {
+        Duration::ZERO => Err("give seconds above 0".to_owned()),
+        seconds => Ok(seconds),
+    }
+}
+
+/// Seconds, 0 too.
+fn seconds_or_none(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "give seconds, as in 2.5")?;
-    if !(seconds > 0.0 && seconds < 1e8) {
-        return Err("give seconds above 0".to_owned());
+    if !(0.0..1e8).contains(&seconds) {
+        return Err("give seconds, 0 or more".to_owned());
     }
     Ok(Duration::from_secs_f64(seconds))
 }
@@ -92,6 +126,7 @@ mod tests {
         assert_eq!(object(r#"{"a": 1}"#).unwrap()["a"], 1);
         assert!(object("[1]").unwrap_err().contains("object"));
         assert_eq!(seconds("0.5").unwrap(), Duration::from_millis(500));
+        assert_eq!(seconds_or_none("0").unwrap(), Duration::ZERO);
         for bad in ["0", "-1", "NaN", "1e99", "x"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }

@@ -1,0 +1,121 @@
+//! The shapes of load, limits and searches, by their flags.
+
+use crate::support::Sandbox;
+
+/// The main job on a simulated model whose steps take 1 ms.
+fn run(sandbox: &Sandbox, flags: &str) -> crate::support::Ended {
+    let start = "run smollm2-135m --device sim --sim-step-ms 1 --output-tokens 4 --prompt-tokens 16";
+    let args: Vec<&str> = start
+        .split_whitespace()
+        .chain(flags.split_whitespace())
+        .collect();
+    sandbox.run(&args)
+}
+
+#[test]
+fn every_profile_runs_by_its_flags() {
+    for (flags, files) in [
+        ("--profile synchronous --max-requests 3", &["synchronous"][..]),
+        (
+            "--profile throughput --max-concurrency 4 --max-requests 8",
+            &["throughput-max"],
+        ),
+        (
+            "--profile constant --rate 100,200 --max-requests 8",
+            &["constant-100", "constant-200"],
+        ),
+        ("--profile poisson --rate 100 --max-requests 8", &["poisson-100"]),
+    ] {
+        let sandbox = Sandbox::new();
+        run(&sandbox, flags).ok();
+        for file in files {
+            let file = sandbox.path(&format!("benchmark-results/{file}.json"));
+            assert!(file.exists(), "{flags}: {}", file.display());
+        }
+    }
+}
+
+#[test]
+fn searches_say_what_they_have_found() {
+    let sandbox = Sandbox::new();
+    let ended = run(
+        &sandbox,
+        "--profile goodput --goodput e2e:5000 --goodput-share 0.5 --max-concurrency 4 --search-start 4",
+    )
+    .ok();
+    assert!(sandbox.path("benchmark-results/goodput.json").exists());
+    assert!(ended.stdout.contains("objective"), "{}", ended.stdout);
+    let sandbox = Sandbox::new();
+    run(
+        &sandbox,
+        "--profile knee --max-concurrency 4 --search-levels 3 --max-requests 4",
+    )
+    .ok();
+    assert!(sandbox.path("benchmark-results/knee.json").exists());
+}
+
+#[test]
+fn a_flag_that_the_profile_does_not_look_at_is_refused() {
+    let sandbox = Sandbox::new();
+    for (flags, words) in [
+        ("--rate 5", "--rate means nothing to --profile concurrent"),
+        ("--profile sweep --concurrency 5", "it is for --profile concurrent"),
+        ("--profile constant", "needs --rate"),
+        ("--profile knee", "needs --max-concurrency"),
+        ("--profile goodput --goodput ttft:9", "--max-concurrency or --max-rate"),
+        ("--profile goodput --max-rate 5", "--goodput"),
+        ("--over-saturation", "by a schedule"),
+        ("--goodput fast:9", "ttft:500"),
+        ("--sample-size 5", "--requests-jsonl"),
+        ("--tokenizer nowhere.json", "--tokenizer"),
+        ("--profile sweep --repeats 2", "--repeats"),
+    ] {
+        let ended = run(&sandbox, flags);
+        assert_eq!(ended.code.map(|code| code == 0), Some(false), "{flags}");
+        assert!(ended.stderr.contains(words), "{flags}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_limit_of_the_run_ends_it_and_is_no_failure() {
+    let sandbox = Sandbox::new();
+    let ended = run(
+        &sandbox,
+        "--concurrency 1,2,3 --max-requests 4 --max-total-requests 8",
+    )
+    .ok();
+    assert!(
+        ended.stderr.contains("request limit of the run (8)"),
+        "{}",
+        ended.stderr
+    );
+    let results = sandbox.path("benchmark-results");
+    assert!(results.join("throughput-2.json").exists());
+    assert!(!results.join("throughput-3.json").exists());
+}
+
+#[test]
+fn rounds_drift_and_requests_as_lines() {
+    let sandbox = Sandbox::new();
+    let ended = run(
+        &sandbox,
+        "--concurrency 1,2 --max-requests 5 --repeats 2 --shuffle 3 --drift-check --requests-jsonl --sample-size 1 \
+         --warmup 1 --cooldown 10% --warmup-requests 2 --goodput ttft:1000",
+    )
+    .ok();
+    let results = sandbox.path("benchmark-results");
+    let files = std::fs::read_dir(&results)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let (mut levels, mut lines) = (0, 0);
+    for file in files.filter(|name| name.starts_with("throughput-")) {
+        levels += usize::from(file.ends_with(".json"));
+        if file.ends_with(".jsonl") {
+            lines += 1;
+            let text = std::fs::read_to_string(results.join(&file)).unwrap();
+            assert_eq!(text.lines().count(), 5, "{file}");
+        }
+    }
+    assert_eq!((levels, lines), (5, 5), "{}", ended.stderr);
+    assert!(results.join("drift.json").exists());
+}
