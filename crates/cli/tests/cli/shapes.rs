@@ -4,7 +4,8 @@ use crate::support::Sandbox;
 
 /// The main job on a simulated model whose steps take 1 ms.
 fn run(sandbox: &Sandbox, flags: &str) -> crate::support::Ended {
-    let start = "run smollm2-135m --device sim --sim-step-ms 1 --output-tokens 4 --prompt-tokens 16";
+    let start =
+        "run smollm2-135m --device sim --sim-step-ms 1 --output-tokens 4 --prompt-tokens 16";
     let args: Vec<&str> = start
         .split_whitespace()
         .chain(flags.split_whitespace())
@@ -15,7 +16,10 @@ fn run(sandbox: &Sandbox, flags: &str) -> crate::support::Ended {
 #[test]
 fn every_profile_runs_by_its_flags() {
     for (flags, files) in [
-        ("--profile synchronous --max-requests 3", &["synchronous"][..]),
+        (
+            "--profile synchronous --max-requests 3",
+            &["synchronous"][..],
+        ),
         (
             "--profile throughput --max-concurrency 4 --max-requests 8",
             &["throughput-max"],
@@ -24,7 +28,10 @@ fn every_profile_runs_by_its_flags() {
             "--profile constant --rate 100,200 --max-requests 8",
             &["constant-100", "constant-200"],
         ),
-        ("--profile poisson --rate 100 --max-requests 8", &["poisson-100"]),
+        (
+            "--profile poisson --rate 100 --max-requests 8",
+            &["poisson-100"],
+        ),
     ] {
         let sandbox = Sandbox::new();
         run(&sandbox, flags).ok();
@@ -59,10 +66,16 @@ fn a_flag_that_the_profile_does_not_look_at_is_refused() {
     let sandbox = Sandbox::new();
     for (flags, words) in [
         ("--rate 5", "--rate means nothing to --profile concurrent"),
-        ("--profile sweep --concurrency 5", "it is for --profile concurrent"),
+        (
+            "--profile sweep --concurrency 5",
+            "it is for --profile concurrent",
+        ),
         ("--profile constant", "needs --rate"),
         ("--profile knee", "needs --max-concurrency"),
-        ("--profile goodput --goodput ttft:9", "--max-concurrency or --max-rate"),
+        (
+            "--profile goodput --goodput ttft:9",
+            "--max-concurrency or --max-rate",
+        ),
         ("--profile goodput --max-rate 5", "--goodput"),
         ("--over-saturation", "by a schedule"),
         ("--goodput fast:9", "ttft:500"),
