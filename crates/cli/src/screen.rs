@@ -209,8 +209,11 @@ fn row(result: &LevelResult, m: &LevelMetrics, note: &str) -> String {
         true => format!("  client limited: {}", result.client.reason),
         false => String::new(),
     };
+    let met = m.goodput.map_or_else(String::new, |goodput| {
+        format!("  {:.1} % meet the objective", goodput.share * 100.0)
+    });
     format!(
-        "{:>16}  {:>5} {:>6}  {:>12.1} {:>11.1}  {:>10.1} {:>9.2} {:>8.2}{note}{limited}",
+        "{:>16}  {:>5} {:>6}  {:>12.1} {:>11.1}  {:>10.1} {:>9.2} {:>8.2}{met}{note}{limited}",
         result.strategy.file_stem(),
         m.successful,
         m.errored,
