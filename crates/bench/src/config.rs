@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::body::header_problem;
 use crate::error::BenchError;
+use crate::gpu::GpuMetrics;
 use crate::limits::{Limits, RunLimits};
 use crate::order::Order;
 use crate::profile::Profile;
@@ -90,6 +91,8 @@ pub struct BenchConfig {
     /// Where the server's Prometheus metrics are, which are sampled during each level; `none` to leave them. By
     /// itself `<target>/metrics`, where that answers with metrics that are known.
     pub metrics_url: Option<String>,
+    /// Are the GPUs of this machine read during each level?
+    pub gpu_metrics: GpuMetrics,
     /// The levels.
     pub profile: Profile,
     /// The requests' contents.
@@ -140,6 +143,7 @@ impl BenchConfig {
                 ..TargetConfig::default()
             },
             metrics_url: None,
+            gpu_metrics: GpuMetrics::Auto,
             profile,
             data: DataConfig::default(),
             limits: Limits::default(),

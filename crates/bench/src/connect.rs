@@ -148,6 +148,11 @@ impl Connector {
         })
     }
 
+    /// Where the server is.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
     /// Open a connection whose times are those of `clock`. The error is a sentence for an outcome.
     pub async fn open(&self, clock: Clock) -> Result<Connection, String> {
         match tokio::time::timeout(self.timeout, self.open_any(clock)).await {

@@ -8,12 +8,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::beside::Beside;
 use crate::body::RequestTemplate;
 use crate::cancel::Cancel;
 use crate::client::{Counters, Shared};
 use crate::clock::Clock;
 use crate::error::BenchError;
+use crate::gpu::Gpus;
 use crate::health::ThreadHealth;
+use crate::host::Host;
 use crate::limits::{CANCELLED, Left, Limits};
 use crate::metrics::seconds;
 use crate::preflight::Prepared;
@@ -28,12 +31,20 @@ use result::result;
 
 /// How often the display hears of a level.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often this machine's accounts are read.
+const HOST_EVERY: Duration = Duration::from_millis(500);
+/// How often the GPUs are read.
+const GPU_EVERY: Duration = Duration::from_millis(200);
 /// How often a thread's lateness is measured.
 const PULSE_EVERY: Duration = Duration::from_millis(10);
 /// Streams that one thread carries without being late, at hundreds of tokens a second each.
 const STREAMS_PER_THREAD: usize = 128;
 /// Streams where the load shape sets no number.
 const STREAMS_UNLESS_ASKED: usize = 512;
+
+/// The warning of a level at whose end a reading of the GPUs hung.
+const GPUS_HANG: &str =
+    "the driver of this machine's GPUs does not answer: nothing is known of them";
 
 /// A level so far, for a display.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -115,10 +126,17 @@ pub(crate) async fn run_plan(
         Some(source) => Some(Sampler::start(source).await?),
         None => None,
     };
+    let host = Beside::start("bench-host", HOST_EVERY, Host::new(prepared.place.clone()))?;
+    let gpus = match prepared.gpus.clone() {
+        Some(driver) => Some(Beside::start("bench-gpu", GPU_EVERY, Gpus::new(driver))?),
+        None => None,
+    };
     let started = SystemTime::now();
     let shared = Arc::new(shared(prepared, &plan));
     // How far the sampler's clock is ahead of the level's.
     let ahead_s = sampler.as_ref().map_or(0.0, Sampler::elapsed_s);
+    let host_ahead_s = host.elapsed_s();
+    let gpus_ahead_s = gpus.as_ref().map_or(0.0, Beside::elapsed_s);
     // If this future is dropped, the threads must not go on.
     let _stop_on_drop = StopOnDrop(shared.watch.stop.clone());
     let folder = prepared.config.output_dir.clone();
@@ -155,11 +173,24 @@ pub(crate) async fn run_plan(
         Some(sampler) => Some(sampler.finish().await),
         None => None,
     };
+    let host = host.finish().await;
+    let gpus = match gpus {
+        Some(gpus) => Some(gpus.finish().await),
+        None => None,
+    };
     let gathered = recording.finish().await?;
-    let start_s = seconds(gathered.first_sent_ns()) + ahead_s;
+    let start_s = seconds(gathered.first_sent_ns());
     let mut level = result(prepared, plan, &shared, started, &reports, gathered);
     if let Some(seen) = seen {
-        seen.store(&mut level, start_s);
+        seen.store(&mut level, start_s + ahead_s);
+    }
+    if let Some(host) = host {
+        host.store(&mut level, start_s + host_ahead_s);
+    }
+    match gpus {
+        Some(Some(gpus)) => gpus.store(&mut level, start_s + gpus_ahead_s),
+        Some(None) => level.warnings.push(GPUS_HANG.into()),
+        None => {}
     }
     Ok(level)
 }

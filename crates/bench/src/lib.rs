@@ -6,10 +6,12 @@
 //! `stamped`, `connect`, `http1`, `sse` and `chunk` (bytes with their times), [`record`] (what is known of one
 //! request and of one level), [`requests`] (many of them, on `spill`; `recorder` takes them from the threads),
 //! [`metrics`] (the numbers that follow, on [`distribution`] and `column`), `server_side` (what the server says of
-//! itself meanwhile), [`guidellm`] (the file format).
+//! itself meanwhile), `host` and `gpu` (what this machine does meanwhile; `beside` reads it, `over_time`
+//! keeps it), [`guidellm`] (the file format).
 
 mod any_server;
 mod ask;
+mod beside;
 mod body;
 mod calibrate;
 mod cancel;
@@ -25,8 +27,10 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod goodput;
+mod gpu;
 pub mod guidellm;
 mod health;
+mod host;
 mod http1;
 pub mod jsonl;
 mod kernel_time;
@@ -35,6 +39,7 @@ mod level;
 mod limits;
 pub mod metrics;
 mod order;
+mod over_time;
 mod preflight;
 pub mod profile;
 mod prompts;
@@ -66,6 +71,8 @@ pub use distribution::{DistributionSummary, summarize, summarize_weighted};
 pub use drift::Drift;
 pub use error::BenchError;
 pub use goodput::{GoodputLoad, GoodputResult, GoodputSearch};
+pub use gpu::{GpuMetrics, GpuSample, GpuUse};
+pub use host::{HostSample, HostUse};
 pub use knee::{KneeResult, KneeSearch};
 pub use level::{Progress, run_level};
 pub use limits::{ErrorRate, Limits, RunLimits};

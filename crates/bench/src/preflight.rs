@@ -16,6 +16,8 @@ use crate::clock::Clock;
 use crate::config::{BenchConfig, PromptFormat};
 use crate::connect::Connector;
 use crate::error::BenchError;
+use crate::gpu::Driver;
+use crate::host::Place;
 use crate::prompts::Prompts;
 use crate::record::RequestRecord;
 use crate::server_side::MetricsSource;
@@ -36,6 +38,8 @@ pub struct Prepared {
     pub(crate) shape: BodyShape,
     pub(crate) prompts: Arc<Prompts>,
     pub(crate) metrics: Option<MetricsSource>,
+    pub(crate) place: Place,
+    pub(crate) gpus: Option<Driver>,
     /// The model asked for, or the first that the server lists.
     pub model: String,
     /// The server's base URL, without `/v1`.
@@ -83,12 +87,16 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
     let Probe { model, shape, .. } = probe;
     let url = config.metrics_url.as_deref();
     let metrics = MetricsSource::find(url, &base, &config.target, &mut warnings).await?;
+    let place = Place::of(connector.addresses());
+    let gpus = Driver::find(config.gpu_metrics, &place, &mut warnings);
     Ok(Prepared {
         config: config.clone(),
         target: base.display(),
         shape,
         prompts: Arc::new(prompts),
         metrics,
+        place,
+        gpus,
         model,
         warnings,
         connector,

@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::GpuUse;
+use crate::host::HostUse;
 use crate::requests::Requests;
 use crate::server_side::ServerSample;
 use crate::slo::Slo;
@@ -348,6 +350,13 @@ pub struct LevelResult {
     /// The same from moment to moment, about twice a second; thinned out in a long level.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub server_samples: Vec<ServerSample>,
+    /// What this machine, the client's, did during the level; `None` where the system does not tell (anything but
+    /// Linux).
+    #[serde(default)]
+    pub host: Option<HostUse>,
+    /// The GPUs of this machine, where the server is on it or [`GpuMetrics::On`](crate::GpuMetrics) asked for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuUse>,
 }
 
 impl LevelResult {
@@ -373,6 +382,8 @@ impl LevelResult {
             client: ClientHealth::default(),
             server: std::collections::BTreeMap::new(),
             server_samples: Vec::new(),
+            host: None,
+            gpus: Vec::new(),
         }
     }
 }

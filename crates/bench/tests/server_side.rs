@@ -125,3 +125,54 @@ async fn another_host_gets_no_key_and_none_is_none() {
     assert!(level(&config).await.server.is_empty());
     assert_eq!(target.seen.metrics_calls.load(SeqCst), 0);
 }
+
+/// Is there a GPU's driver on this machine?
+fn driver() -> bool {
+    let told = std::process::Command::new("nvidia-smi").arg("-L").output();
+    told.is_ok_and(|o| o.status.success())
+}
+
+#[tokio::test]
+async fn this_machine_is_told_beside_the_server_and_survives_the_file() {
+    let mock = server(Metrics::Absent).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&mock);
+    config.output_dir = Some(folder.path().to_owned());
+    let level = level(&config).await;
+    if cfg!(target_os = "linux") {
+        let host = level.host.as_ref().unwrap();
+        assert!(host.server_here && host.cores > 0, "{host:?}");
+        // The mock runs in our process: what our threads did not take is its.
+        assert!(host.server.is_some() && host.others.is_some(), "{host:?}");
+        for share in [host.cpu, host.cpu_max, host.client, host.stolen] {
+            assert!((0.0..=1.0).contains(&share), "{host:?}");
+        }
+        assert!(!host.samples.is_empty());
+        let inside = |at_s: f64| (0.0..=level.duration_s).contains(&at_s);
+        assert!(host.samples.iter().all(|s| inside(s.at_s)));
+    } else {
+        assert_eq!(level.host, None);
+    }
+    let file = folder.path().join("throughput-5.json");
+    let read = guidellm::read(&file).unwrap().remove(0);
+    assert_eq!((read.host, read.gpus), (level.host, level.gpus));
+}
+
+#[tokio::test]
+async fn gpus_that_are_not_there_are_warned_of_where_they_were_asked_for() {
+    if driver() {
+        return;
+    }
+    let mock = server(Metrics::Absent).await;
+    for (wanted, warnings) in [
+        (GpuMetrics::Auto, 0),
+        (GpuMetrics::On, 1),
+        (GpuMetrics::Off, 0),
+    ] {
+        let mut config = config(&mock);
+        config.gpu_metrics = wanted;
+        let level = level(&config).await;
+        assert!(level.gpus.is_empty());
+        assert_eq!(level.warnings.len(), warnings, "{:?}", level.warnings);
+    }
+}

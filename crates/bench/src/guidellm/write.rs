@@ -127,6 +127,8 @@ fn report(level: &LevelResult, sample_size: Option<usize>) -> Report<'_> {
         client: level.client.clone(),
         server: level.server.clone(),
         server_samples: level.server_samples.clone(),
+        host: level.host.clone(),
+        gpus: level.gpus.clone(),
         ..*level
     };
     let spec = Spec::of(level);

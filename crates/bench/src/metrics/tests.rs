@@ -49,6 +49,8 @@ fn level(strategy: Strategy, requests: Vec<RequestRecord>) -> LevelResult {
         client: ClientHealth::default(),
         server: Default::default(),
         server_samples: Vec::new(),
+        host: None,
+        gpus: Vec::new(),
     }
 }
 

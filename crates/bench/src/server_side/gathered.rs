@@ -4,59 +4,19 @@ use std::collections::BTreeMap;
 
 use super::ServerSample;
 use super::names::Reading;
-
-/// Samples of a level that are kept; of a longer one every second is dropped each time they are too many.
-const MAX_SAMPLES: usize = 512;
-
-/// A number that goes up and down, over a level.
-#[derive(Debug, Default)]
-struct Gauge {
-    sum: f64,
-    count: f64,
-    most: f64,
-}
-
-impl Gauge {
-    fn add(&mut self, value: Option<f64>) {
-        if let Some(value) = value {
-            self.sum += value;
-            self.count += 1.0;
-            self.most = self.most.max(value);
-        }
-    }
-}
+use crate::over_time::{Gauge, Samples};
 
 /// The readings of a level.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Option<Reading>,
     last: Option<Reading>,
     running: Gauge,
     waiting: Gauge,
     kv_cache_usage: Gauge,
-    samples: Vec<ServerSample>,
-    /// Of so many readings one is kept as a sample.
-    every: u64,
-    readings: u64,
+    samples: Samples<ServerSample>,
     asked: u64,
     missed: u64,
-}
-
-impl Default for Gathered {
-    fn default() -> Self {
-        Gathered {
-            first: None,
-            last: None,
-            running: Gauge::default(),
-            waiting: Gauge::default(),
-            kv_cache_usage: Gauge::default(),
-            samples: Vec::new(),
-            every: 1,
-            readings: 0,
-            asked: 0,
-            missed: 0,
-        }
-    }
 }
 
 impl Gathered {
@@ -75,23 +35,12 @@ impl Gathered {
         self.running.add(reading.running);
         self.waiting.add(reading.waiting);
         self.kv_cache_usage.add(reading.kv_cache_usage);
-        if self.readings.is_multiple_of(self.every) {
-            if self.samples.len() == MAX_SAMPLES {
-                let mut even = false;
-                self.samples.retain(|_| {
-                    even = !even;
-                    even
-                });
-                self.every *= 2;
-            }
-            self.samples.push(ServerSample {
-                at_s,
-                running: reading.running,
-                waiting: reading.waiting,
-                kv_cache_usage: reading.kv_cache_usage,
-            });
-        }
-        self.readings += 1;
+        self.samples.push(ServerSample {
+            at_s,
+            running: reading.running,
+            waiting: reading.waiting,
+            kv_cache_usage: reading.kv_cache_usage,
+        });
     }
 
     /// After the last request: where the counters end.
@@ -105,13 +54,9 @@ impl Gathered {
         self.missed += u64::from(reading.is_none());
     }
 
-    /// The samples, their times counted from `start_s` after the origin.
-    pub fn samples(&self, start_s: f64) -> Vec<ServerSample> {
-        let shifted = self.samples.iter().map(|sample| ServerSample {
-            at_s: (sample.at_s - start_s).max(0.0),
-            ..*sample
-        });
-        shifted.collect()
+    /// The samples that were kept.
+    pub fn samples(&self) -> &[ServerSample] {
+        self.samples.kept()
     }
 
     /// The level's numbers, by the names that [`crate::LevelResult::server`] documents.
@@ -127,12 +72,8 @@ impl Gathered {
             ("waiting", &self.waiting),
             ("kv_cache_usage", &self.kv_cache_usage),
         ] {
-            let some = gauge.count > 0.0;
-            put(
-                &format!("{name}_mean"),
-                some.then_some(gauge.sum / gauge.count),
-            );
-            put(&format!("{name}_max"), some.then_some(gauge.most));
+            put(&format!("{name}_mean"), gauge.mean());
+            put(&format!("{name}_max"), gauge.max());
         }
         let over = |of: fn(&Reading) -> Option<f64>| {
             let grown = of(self.last.as_ref()?)? - of(self.first.as_ref()?)?;
@@ -150,7 +91,10 @@ impl Gathered {
         );
         put(
             "prefix_cache_hit_rate",
-            ratio(over(|r| r.prefix_hits), over(|r| r.prefix_queries)),
+            ratio(
+                over(|r| r.prefix_hits),
+                over(|r| r.prefix_queries).or(over(|r| r.prompt_tokens)),
+            ),
         );
         put(
             "iteration_tokens_mean",
@@ -216,8 +160,23 @@ mod tests {
                 .into_iter()
                 .collect()
         );
-        assert_eq!(level.samples(1.0)[0].at_s, 0.5);
+        assert_eq!(level.samples()[0].at_s, 1.5);
         assert_eq!(level.warning(), None);
+    }
+
+    #[test]
+    fn a_server_that_looks_up_every_prompt_token() {
+        let mut level = Gathered::default();
+        let at = |prompt_tokens, hits| {
+            Some(Reading {
+                prompt_tokens: Some(prompt_tokens),
+                prefix_hits: Some(hits),
+                ..Reading::default()
+            })
+        };
+        level.begin(at(100.0, 7.0));
+        level.end(at(500.0, 107.0));
+        assert_eq!(level.numbers()["prefix_cache_hit_rate"], 0.25);
     }
 
     #[test]
@@ -235,21 +194,5 @@ mod tests {
         level.end(None);
         assert!(level.numbers().is_empty());
         assert!(level.warning().is_some());
-    }
-
-    #[test]
-    fn a_long_level_keeps_few_samples_and_its_true_mean() {
-        let mut level = Gathered::default();
-        let many = 10 * MAX_SAMPLES;
-        for i in 0..many {
-            level.during(i as f64, gauges((i % 2) as f64, 0.0));
-        }
-        assert_eq!(level.numbers()["running_mean"], 0.5);
-        let samples = level.samples(0.0);
-        assert!((MAX_SAMPLES / 2..=MAX_SAMPLES).contains(&samples.len()));
-        // Even steps to the end.
-        let step = samples[1].at_s - samples[0].at_s;
-        assert!(samples.windows(2).all(|w| w[1].at_s - w[0].at_s == step));
-        assert!(samples.last().unwrap().at_s >= many as f64 - step);
     }
 }

@@ -95,7 +95,10 @@ impl Reading {
             | "llamacpp:kv_cache_usage_ratio" => {
                 return Some((&mut self.kv_cache_usage, Join::Share));
             }
-            "vllm:num_preemptions_total" => &mut self.preemptions,
+            // SGLang calls it a retraction.
+            "vllm:num_preemptions_total" | "sglang:num_retracted_requests_total" => {
+                &mut self.preemptions
+            }
             "vllm:request_queue_time_seconds_sum"
             | "sglang:queue_time_seconds_sum"
             | "tgi_request_queue_duration_sum" => &mut self.queue_time_s,
@@ -105,9 +108,10 @@ impl Reading {
             "vllm:prefix_cache_queries_total" | "vllm:gpu_prefix_cache_queries_total" => {
                 &mut self.prefix_queries
             }
-            "vllm:prefix_cache_hits_total" | "vllm:gpu_prefix_cache_hits_total" => {
-                &mut self.prefix_hits
-            }
+            // SGLang has a series for each place of its cache, and looks up every prompt token.
+            "vllm:prefix_cache_hits_total"
+            | "vllm:gpu_prefix_cache_hits_total"
+            | "sglang:cached_tokens_total" => &mut self.prefix_hits,
             "vllm:prompt_tokens_total"
             | "sglang:prompt_tokens_total"
             | "llamacpp:prompt_tokens_total"
@@ -169,7 +173,20 @@ mod tests {
         let sglang = Reading::of(
             "sglang:num_running_reqs{model_name=\"m\",tp_rank=\"0\"} 8\n\
              sglang:num_running_reqs{model_name=\"m\",tp_rank=\"1\"} 8\n\
-             sglang:num_queue_reqs{model_name=\"m\"} 4\nsglang:token_usage{model_name=\"m\"} 0.52\n",
+             sglang:num_queue_reqs{model_name=\"m\"} 4\nsglang:token_usage{model_name=\"m\"} 0.52\n\
+             sglang:num_retracted_reqs 1\nsglang:num_retracted_requests_total{model_name=\"m\"} 3\n\
+             sglang:queue_time_seconds_sum 1.5\nsglang:queue_time_seconds_count 6\n\
+             sglang:prompt_tokens_total 400\n\
+             sglang:cached_tokens_total{cache_source=\"device\"} 80\n\
+             sglang:cached_tokens_total{cache_source=\"host\"} 20\n",
+        );
+        assert_eq!(
+            (sglang.preemptions, sglang.queue_time_s, sglang.queue_times),
+            (Some(3.0), Some(1.5), Some(6.0))
+        );
+        assert_eq!(
+            (sglang.prefix_hits, sglang.prefix_queries),
+            (Some(100.0), None)
         );
         assert_eq!(
             (sglang.running, sglang.waiting, sglang.kv_cache_usage),

@@ -10,6 +10,7 @@ use super::source::MetricsSource;
 use crate::clock::Clock;
 use crate::error::BenchError;
 use crate::level::spawn;
+use crate::over_time::within;
 use crate::record::LevelResult;
 
 /// How often the server is asked.
@@ -75,10 +76,8 @@ impl Seen {
     /// Put it beside the client's numbers; the level's first send was `start_s` after the sampler began.
     pub fn store(&self, level: &mut LevelResult, start_s: f64) {
         level.server = self.0.numbers();
-        level.server_samples = self.0.samples(start_s);
-        // One may come between the last byte and the end of the threads.
         let end_s = level.duration_s;
-        level.server_samples.retain(|sample| sample.at_s <= end_s);
+        level.server_samples = within(self.0.samples(), start_s, end_s, |s| &mut s.at_s);
         level.warnings.extend(self.0.warning());
     }
 }
