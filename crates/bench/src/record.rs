@@ -51,6 +51,14 @@ impl Strategy {
         matches!(self, Strategy::Constant { .. } | Strategy::Poisson { .. })
     }
 
+    /// Requests per second of the schedule, where there is one.
+    pub fn rate(&self) -> Option<f64> {
+        match self {
+            Strategy::Constant { rate, .. } | Strategy::Poisson { rate, .. } => Some(*rate),
+            _ => None,
+        }
+    }
+
     /// The name of the level's file without its ending: `throughput-N` for N clients, the rate or
     /// the shape otherwise.
     pub fn file_stem(&self) -> String {

@@ -4,7 +4,7 @@
 
 use crate::findings::{Finding, first};
 use crate::plots::duration;
-use crate::sweep::{Sweep, clients};
+use crate::sweep::Sweep;
 
 /// The text of a report.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,8 +51,8 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
     let get = |id: &str| first(findings, id);
     a.performance.push(format!(
         "{}: at {} a request takes {} (TTFT {}, then a token every {}), and the server makes {:.0} output tok/s.",
-        if low.load() == 1.0 { "Alone on the server" } else { "At the lightest load" },
-        clients(low.load()),
+        if low.asked == Some(1.0) { "Alone on the server" } else { "At the lightest load" },
+        sweep.at(low.load()),
         duration(low.e2e * 1e3),
         duration(low.ttft * 1e3),
         duration(low.itl * 1e3),
@@ -64,7 +64,7 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
     if high.index != peak.index {
         a.performance.push(format!(
             "At {}: {:.0} output tok/s, TTFT {}, E2E {}.",
-            clients(high.load()),
+            sweep.at(high.load()),
             high.output,
             duration(high.ttft * 1e3),
             duration(high.e2e * 1e3),
@@ -95,8 +95,8 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
             false => "the sweep ends before the limit",
         };
         a.bottleneck.push(format!(
-            "Throughput neither falls nor flattens up to {} clients ({:.0} output tok/s): {ends}.",
-            high.load(),
+            "Throughput neither falls nor flattens up to {} ({:.0} output tok/s): {ends}.",
+            sweep.at(high.load()),
             high.output,
         ));
     }
@@ -120,15 +120,15 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
         a.next.insert(
             0,
             format!(
-                "Above {} clients: {}{}",
-                high.load(),
+                "Above {}: {}{}",
+                sweep.at(high.load()),
                 NEXT_CLIENT[..1].to_lowercase(),
                 &NEXT_CLIENT[1..]
             ),
         );
     }
     if a.next.is_empty() {
-        a.next.push(format!("Add levels above {} clients until throughput stops growing; only then is there a limit to work on.", high.load()));
+        a.next.push(format!("Add levels above {} until throughput stops growing; only then is there a limit to work on.", sweep.at(high.load())));
     }
 
     a.unsure = unsure(sweep, findings);
@@ -225,20 +225,20 @@ fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<S
     let mut out = vec![match plateau {
         Some((output, start)) => format!(
             "Best range: {} and more, {output:.0} output tok/s, TTFT {} at its beginning.",
-            clients(start.load()),
+            sweep.at(start.load()),
             duration(start.ttft * 1e3)
         ),
         None => format!(
             "Best level: {}, {:.0} output tok/s, TTFT {}.",
-            clients(peak.load()),
+            sweep.at(peak.load()),
             peak.output,
             duration(peak.ttft * 1e3)
         ),
     }];
     out.push(match (get("collapse"), get("plateau"), get("admission_queue")) {
-        (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {}.", c.value * 100.0, clients(c.level.unwrap_or(0.0))),
-        (_, Some(p), Some(q)) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients; requests queue for {:.0} places.", p.value, p.level.unwrap_or(0.0), q.value),
-        (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {} clients.", p.value, p.level.unwrap_or(0.0)),
+        (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {}.", c.value * 100.0, sweep.at(c.level.unwrap_or(0.0))),
+        (_, Some(p), Some(q)) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {}; requests queue for {:.0} places.", p.value, sweep.at(p.level.unwrap_or(0.0)), q.value),
+        (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {}.", p.value, sweep.at(p.level.unwrap_or(0.0))),
         (_, _, Some(q)) => format!("Bottleneck: requests queue for {:.0} places.", q.value),
         _ if sweep.points.last().is_some_and(|last| std::ptr::eq(last, peak)) => {
             if sweep.cut_short_by_the_client() {

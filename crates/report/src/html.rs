@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::findings::Finding;
 use crate::plots::{chart::Chart, short};
-use crate::sweep::{Sweep, clients};
+use crate::sweep::Sweep;
 use crate::{answers, markdown, table};
 
 const STYLE: &str = "
@@ -82,7 +82,7 @@ fn cards(out: &mut String, sweep: &Sweep<'_>) {
     let all = [
         (
             format!("{} tok/s", short(peak.output)),
-            format!("most output, at {}", clients(peak.load())),
+            format!("most output, at {}", sweep.at(peak.load())),
         ),
         (
             format!("{} req/s", short(peak.rate)),
@@ -94,11 +94,11 @@ fn cards(out: &mut String, sweep: &Sweep<'_>) {
         ),
         (
             crate::plots::duration(low.ttft * 1e3),
-            format!("TTFT at {}", clients(low.load())),
+            format!("TTFT at {}", sweep.at(low.load())),
         ),
         (
             format!("{} tok/s", short(1.0 / low.itl)),
-            format!("pace of one stream at {}", clients(low.load())),
+            format!("pace of one stream at {}", sweep.at(low.load())),
         ),
     ];
     *out += "<div class=\"cards\">";
@@ -123,7 +123,7 @@ fn section(out: &mut String, heading: &str, lines: &[String]) {
 
 fn levels(out: &mut String, sweep: &Sweep<'_>) {
     *out += "<div class=\"scroll\"><table><tr>";
-    for name in table::HEAD {
+    for name in table::head(sweep) {
         let _ = write!(out, "<th>{}</th>", escape(name));
     }
     *out += "</tr>";

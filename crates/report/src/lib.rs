@@ -70,7 +70,10 @@ impl Report {
     /// A report on summaries, sorted by their load.
     pub fn new(mut levels: Vec<LevelSummary>, context: Context) -> Report {
         levels.sort_by(|a, b| {
-            let load = |l: &LevelSummary| l.concurrency.unwrap_or(f64::INFINITY);
+            let load = |l: &LevelSummary| match l.scheduled_rate {
+                Some(rate) => rate,
+                None => l.concurrency.unwrap_or(f64::INFINITY),
+            };
             (a.open_loop, load(a))
                 .partial_cmp(&(b.open_loop, load(b)))
                 .unwrap_or(std::cmp::Ordering::Equal)
@@ -130,13 +133,14 @@ impl Report {
 
     /// The levels as an aligned table for a terminal.
     pub fn table_text(&self) -> String {
-        let mut rows = vec![table::HEAD.map(str::to_owned).to_vec()];
-        rows.extend(table::rows(&self.sweep()));
+        let sweep = self.sweep();
+        let mut rows = vec![table::head(&sweep).map(str::to_owned).to_vec()];
+        rows.extend(table::rows(&sweep));
         let width = |column: usize| {
             let cells = rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..table::HEAD.len()).map(width).collect();
+        let widths: Vec<usize> = (0..table::COLUMNS).map(width).collect();
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths);
             let cells: Vec<String> = cells.map(|(cell, w)| format!("{cell:>w$}")).collect();
@@ -153,8 +157,8 @@ impl Report {
         if let (Some(low), Some(high)) = (sweep.points.first(), sweep.points.last()) {
             for p in [low, high] {
                 lines.push(format!(
-                    "  at {:>4} clients: {:>8} output tok/s, TTFT {}, E2E {}",
-                    p.load(),
+                    "  at {:>12}: {:>8} output tok/s, TTFT {}, E2E {}",
+                    sweep.at(p.load()),
                     plots::short(p.output),
                     plots::duration(p.ttft * 1e3),
                     plots::duration(p.e2e * 1e3)

@@ -28,8 +28,8 @@ pub fn render(sweep: &Sweep<'_>, findings: &[Finding], plots: &[&str]) -> String
     let _ = writeln!(
         out,
         "| {} |\n|{}",
-        table::HEAD.join(" | "),
-        "---:|".repeat(table::HEAD.len())
+        table::head(sweep).join(" | "),
+        "---:|".repeat(table::COLUMNS)
     );
     for row in table::rows(sweep) {
         let cells: Vec<String> = row.iter().map(|c| inline(c)).collect();

@@ -7,7 +7,7 @@ mod ticks;
 use chart::{Band, Chart, Mark, Region, Rule, Series};
 
 use crate::findings::{Finding, first};
-use crate::sweep::{Point, Sweep};
+use crate::sweep::{LoadUnit, Point, Sweep};
 
 const BLUE: &str = "#1f5fbf";
 const ORANGE: &str = "#d9720b";
@@ -65,16 +65,7 @@ pub fn all(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<(&'static str, Chart)
 /// What all plots over the load share.
 fn over_load(sweep: &Sweep<'_>, findings: &[Finding], title: &str, y_label: &str) -> Chart {
     let all = || sweep.points.iter().chain(&sweep.limited);
-    let closed = all().all(|p| p.asked.is_some());
-    let mut chart = Chart::new(
-        title,
-        if closed {
-            "concurrency (clients)"
-        } else {
-            "requests in flight"
-        },
-        y_label,
-    );
+    let mut chart = Chart::new(title, sweep.unit.axis(), y_label);
     chart.x_ticks = all().map(Point::load).collect();
     chart.x_ticks.sort_by(f64::total_cmp);
     let last = sweep.points.last().map_or(0.0, Point::load);
@@ -101,7 +92,8 @@ fn over_load(sweep: &Sweep<'_>, findings: &[Finding], title: &str, y_label: &str
         .map(|c| (c as f64, format!("--max-num-seqs {c}")));
     let slots = first(findings, "admission_queue")
         .map(|f| (f.value, format!("{:.0} run at once", f.value)));
-    if let Some((x, name)) = cap.or(slots).filter(|rule| rule.0 <= last) {
+    let places = cap.or(slots).filter(|_| sweep.unit != LoadUnit::Rate);
+    if let Some((x, name)) = places.filter(|rule| rule.0 <= last) {
         chart.rules.push(Rule { x, name });
     }
     chart
@@ -227,7 +219,11 @@ fn pareto(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
             .map(|p| format!("{}", p.load()))
             .collect(),
         ..Series::new(
-            "a level, with its clients",
+            match sweep.unit {
+                LoadUnit::Clients => "a level, with its clients",
+                LoadUnit::Rate => "a level, with its requests/s",
+                LoadUnit::InFlight => "a level, with its requests in flight",
+            },
             BLUE,
             sweep.points.iter().map(|p| (p.output, p.e2e)).collect(),
         )

@@ -90,6 +90,9 @@ pub struct LevelSummary {
     pub client_limit: Option<String>,
     /// Was the load a schedule (open loop), not a number of clients?
     pub open_loop: bool,
+    /// Requests per second of that schedule.
+    #[serde(default)]
+    pub scheduled_rate: Option<f64>,
     /// What the server told of itself, by metric name.
     pub server: BTreeMap<String, f64>,
     /// What a reader must know to trust the numbers.
@@ -155,6 +158,7 @@ impl LevelSummary {
                 }
             }),
             open_loop: level.strategy.open_loop(),
+            scheduled_rate: level.strategy.rate(),
             server: level.server.clone(),
             warnings,
         }

@@ -12,6 +12,7 @@ const AGREE: f64 = 0.1;
 pub struct Point {
     /// Its place in [`Sweep::levels`].
     pub index: usize,
+    load: f64,
     /// Clients asked for; `None` in an open loop.
     pub asked: Option<f64>,
     /// Requests in flight, mean over time.
@@ -33,9 +34,9 @@ pub struct Point {
 }
 
 impl Point {
-    /// The load axis: clients asked for, else what was in flight, to a tenth.
+    /// The load, in the sweep's [`LoadUnit`].
     pub fn load(&self) -> f64 {
-        self.asked.unwrap_or((self.delivered * 10.0).round() / 10.0)
+        self.load
     }
 
     /// How often the clients' places were filled: requests / clients.
@@ -55,6 +56,57 @@ pub enum Counts {
     Unknown,
 }
 
+/// What the levels of a sweep differ in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadUnit {
+    /// Clients of closed loops.
+    Clients,
+    /// Requests per second of schedules.
+    Rate,
+    /// Requests in flight, to a tenth where no number was asked for: levels of both kinds.
+    InFlight,
+}
+
+impl LoadUnit {
+    fn of(levels: &[LevelSummary]) -> LoadUnit {
+        let rate = |l: &LevelSummary| l.open_loop && positive(l.scheduled_rate).is_some();
+        let clients = |l: &LevelSummary| !l.open_loop && positive(l.concurrency).is_some();
+        if !levels.is_empty() && levels.iter().all(rate) {
+            LoadUnit::Rate
+        } else if levels.iter().all(clients) {
+            LoadUnit::Clients
+        } else {
+            LoadUnit::InFlight
+        }
+    }
+
+    /// The axis of a plot.
+    pub fn axis(self) -> &'static str {
+        match self {
+            LoadUnit::Clients => "concurrency (clients)",
+            LoadUnit::Rate => "load (requests/s)",
+            LoadUnit::InFlight => "requests in flight",
+        }
+    }
+
+    /// The head of a column.
+    pub fn column(self) -> &'static str {
+        match self {
+            LoadUnit::Clients => "clients",
+            LoadUnit::Rate | LoadUnit::InFlight => "level",
+        }
+    }
+
+    /// "1 client", "2.5 requests/s", "3.1 in flight".
+    pub fn say(self, load: f64) -> String {
+        match self {
+            LoadUnit::Clients => clients(load),
+            LoadUnit::Rate => format!("{load} requests/s"),
+            LoadUnit::InFlight => format!("{load} in flight"),
+        }
+    }
+}
+
 /// A sweep, ready to be judged.
 #[derive(Debug, Clone)]
 pub struct Sweep<'a> {
@@ -67,6 +119,8 @@ pub struct Sweep<'a> {
     pub points: Vec<Point>,
     /// Those at which the load generator was the limit, by rising load: to be shown, not judged.
     pub limited: Vec<Point>,
+    /// What the levels differ in.
+    pub unit: LoadUnit,
     /// Output tokens a request.
     pub output_tokens: Option<f64>,
     /// Prompt tokens a request.
@@ -87,6 +141,7 @@ impl<'a> Sweep<'a> {
             context,
             points: Vec::new(),
             limited: Vec::new(),
+            unit: LoadUnit::of(levels),
             output_tokens: None,
             prompt_tokens: None,
             counts: Counts::Unknown,
@@ -182,10 +237,16 @@ impl<'a> Sweep<'a> {
             .or_else(|| Some(positive(l.throughput)? / per_request?))?;
         let output =
             positive(l.output_tokens_per_second).or_else(|| Some(rate * self.output_tokens?))?;
+        let asked = positive(l.concurrency).filter(|_| !l.open_loop);
+        let delivered = positive(l.delivered_concurrency).unwrap_or(rate * e2e);
+        let scheduled = positive(l.scheduled_rate).filter(|_| self.unit == LoadUnit::Rate);
         Some(Point {
             index,
-            asked: positive(l.concurrency).filter(|_| !l.open_loop),
-            delivered: positive(l.delivered_concurrency).unwrap_or(rate * e2e),
+            load: scheduled
+                .or(asked)
+                .unwrap_or((delivered * 10.0).round() / 10.0),
+            asked,
+            delivered,
             rate,
             output,
             total: match self.counts {
@@ -213,6 +274,11 @@ impl<'a> Sweep<'a> {
     pub fn cut_short_by_the_client(&self) -> bool {
         let highest = self.points.last().map_or(0.0, Point::load);
         self.limited.iter().any(|p| p.load() > highest)
+    }
+
+    /// A load in words: "5 clients".
+    pub fn at(&self, load: f64) -> String {
+        self.unit.say(load)
     }
 
     /// The level of a point.

@@ -4,19 +4,24 @@ use crate::findings::Finding;
 use crate::plots::short;
 use crate::sweep::Sweep;
 
+/// Columns of the table of levels.
+pub const COLUMNS: usize = 10;
+
 /// Headings with units.
-pub const HEAD: [&str; 10] = [
-    "clients",
-    "in flight",
-    "output tok/s",
-    "total tok/s",
-    "req/s",
-    "TTFT ms",
-    "TTFT p99 ms",
-    "ITL ms",
-    "E2E s",
-    "ok / errors / cut off",
-];
+pub fn head(sweep: &Sweep<'_>) -> [&'static str; COLUMNS] {
+    [
+        sweep.unit.column(),
+        "in flight",
+        "output tok/s",
+        "total tok/s",
+        "req/s",
+        "TTFT ms",
+        "TTFT p99 ms",
+        "ITL ms",
+        "E2E s",
+        "ok / errors / cut off",
+    ]
+}
 
 /// One row a level, in the order given; a dash where nothing is known.
 pub fn rows(sweep: &Sweep<'_>) -> Vec<Vec<String>> {

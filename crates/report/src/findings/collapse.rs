@@ -31,9 +31,9 @@ pub fn find(sweep: &Sweep<'_>) -> Option<Finding> {
     let cap = sweep.context.max_num_seqs.map(|c| c as f64);
     let cap = cap.or_else(|| super::queue::slots(sweep).map(|s| s.slots));
     let mut evidence = format!(
-        "From {} to {} clients output falls from {:.0} to {:.0} tok/s, by {:.0} %, and no higher level comes back. The step time grows {step:.1} times ({:.0} to {:.0} ms ITL), TTFT goes from {:.0} to {:.0} ms.",
+        "From {} to {} output falls from {:.0} to {:.0} tok/s, by {:.0} %, and no higher level comes back. The step time grows {step:.1} times ({:.0} to {:.0} ms ITL), TTFT goes from {:.0} to {:.0} ms.",
         a.load(),
-        b.load(),
+        sweep.at(b.load()),
         a.output,
         b.output,
         lost * 100.0,

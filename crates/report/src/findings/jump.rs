@@ -1,7 +1,7 @@
 //! A decode step that jumps at a small batch and is flat after it: other code, not more work.
 
 use super::{Finding, Prediction};
-use crate::sweep::{Sweep, clients};
+use crate::sweep::Sweep;
 
 /// The step takes at least this many times as long as at the level before ...
 const JUMP: f64 = 1.8;
@@ -34,13 +34,13 @@ pub fn find(sweep: &Sweep<'_>) -> Option<Finding> {
         let n = sweep.output_tokens?;
         let then = last.ttft + (n - 1.0) * last.itl / factor;
         let mut finding = Finding::new("step_time_jump", Some(after), factor, "times the step time", format!(
-            "ITL goes from {:.1} ms at {} to {:.1} ms at {}, {factor:.1} times, and then stays within {:.0} % up to {} clients. A decode step that is limited by reading the weights costs nearly the same for {} sequences as for {}, and one limited by arithmetic would go on growing: the two batch sizes run different code.",
-            before.itl * 1e3, clients(before.load()), after.itl * 1e3, after.load(), (high / low - 1.0) * 100.0, last.load(), after.load(), before.load(),
+            "ITL goes from {:.1} ms at {} to {:.1} ms at {}, {factor:.1} times, and then stays within {:.0} % up to {}. A decode step that is limited by reading the weights costs nearly the same for the batch of {} as for that of {}, and one limited by arithmetic would go on growing: the two batch sizes run different code.",
+            before.itl * 1e3, sweep.at(before.load()), after.itl * 1e3, after.load(), (high / low - 1.0) * 100.0, sweep.at(last.load()), sweep.at(after.load()), before.load(),
         )).advise("Try another weight format first (one with a batched kernel: bf16, FP8, AWQ or GPTQ with Marlin), then compare ITL at the same two levels; a profile of one step at each batch names the kernel.");
         finding.predicted = vec![Prediction {
             scenario: format!(
-                "{} clients, a step as fast as at {} (upper bound)",
-                last.load(),
+                "{}, a step as fast as at {} (upper bound)",
+                sweep.at(last.load()),
                 before.load()
             ),
             metric: "output throughput".into(),

@@ -1,7 +1,7 @@
 //! How throughput answers to load: the peak, where it grows with the load, where it stops growing.
 
 use super::{Finding, Prediction};
-use crate::sweep::{Point, Sweep, clients};
+use crate::sweep::{Point, Sweep};
 
 /// Throughput grows "linearly" while it grows with the load to this power at least.
 const LINEAR: f64 = 0.8;
@@ -25,7 +25,7 @@ pub fn peak(sweep: &Sweep<'_>) -> Option<Finding> {
         .map_or_else(String::new, |t| format!(" ({t:.0} tok/s with the prompts)"));
     let evidence = format!(
         "The most output comes at {}: {:.1} tok/s{total}, {:.2} requests/s, TTFT {:.0} ms, ITL {:.1} ms, {:.1} requests in flight.",
-        clients(peak.load()),
+        sweep.at(peak.load()),
         peak.output,
         peak.rate,
         peak.ttft * 1e3,
@@ -85,9 +85,9 @@ pub fn linear(sweep: &Sweep<'_>) -> Option<Finding> {
         power,
         "power of the load",
         format!(
-            "From {} to {} clients throughput grows with the requests in flight to the power {power:.2} (1 is linear): {:.0} to {:.0} output tok/s while {:.1} became {:.1} in flight. A larger batch costs little there.",
+            "From {} to {} throughput grows with the requests in flight to the power {power:.2} (1 is linear): {:.0} to {:.0} output tok/s while {:.1} became {:.1} in flight. A larger batch costs little there.",
             a.load(),
-            b.load(),
+            sweep.at(b.load()),
             a.output,
             b.output,
             a.delivered,
@@ -152,11 +152,11 @@ pub fn plateau(sweep: &Sweep<'_>) -> Option<Finding> {
         )
     };
     let mut finding = Finding::new("plateau", Some(first), mean, "output tok/s", format!(
-        "From {} to {} clients output stays between {low:.0} and {high:.0} tok/s while E2E goes from {:.2} to {:.2} s. {why}",
-        first.load(), last.load(), first.e2e, last.e2e,
+        "From {} to {} output stays between {low:.0} and {high:.0} tok/s while E2E goes from {:.2} to {:.2} s. {why}",
+        first.load(), sweep.at(last.load()), first.e2e, last.e2e,
     )).within(Some((low, high))).advise(format!(
-        "Make a token cheaper (smaller or better-supported weights, shorter context) or take faster hardware. Past {} clients more load buys waiting only: {:.0} output tok/s is this setup's capacity.",
-        first.load(), mean,
+        "Make a token cheaper (smaller or better-supported weights, shorter context) or take faster hardware. Past {} more load buys waiting only: {:.0} output tok/s is this setup's capacity.",
+        sweep.at(first.load()), mean,
     ));
     // Where the plateau starts nobody queues yet: what is not decoding stays as it is.
     let n = sweep.output_tokens?;
@@ -164,7 +164,7 @@ pub fn plateau(sweep: &Sweep<'_>) -> Option<Finding> {
     finding.predicted.push(Prediction {
         scenario: format!(
             "{}, a step twice as fast (weights of half the bytes at best: upper bound)",
-            clients(first.load())
+            sweep.at(first.load())
         ),
         metric: "output throughput".into(),
         unit: "tok/s".into(),

@@ -1,7 +1,7 @@
 //! What the throughput column counts, and whether tokens account for all of a request's time.
 
 use super::Finding;
-use crate::sweep::{Counts, Sweep, clients};
+use crate::sweep::{Counts, Sweep};
 
 /// E2E and TTFT + (n - 1) ITL may differ by this share of E2E, at every level.
 const IDENTITY: f64 = 0.02;
@@ -18,7 +18,7 @@ pub fn throughput_is_total_tokens(sweep: &Sweep<'_>) -> Option<Finding> {
     let how = if sweep.inferred {
         format!(
             "At {load} the column says {column:.0} tok/s with a mean E2E of {e2e:.3} s. A request has {n:.0} output tokens, from (E2E - TTFT) / ITL + 1. Read as output tokens the column would mean {as_output:.1} requests in flight (Little's law), more than the clients there are; read as {counted:.0} tokens, prompt and output, it means {as_total:.2}.",
-            load = clients(first.load()),
+            load = sweep.at(first.load()),
             as_output = column * e2e / n,
             as_total = column * e2e / counted,
         )
