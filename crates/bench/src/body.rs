@@ -1,7 +1,12 @@
-//! The bytes of a request: all that does not change is made once, a request adds its prompt.
+//! The bytes of a request: all that does not change is made once, a request adds its prompt and its number of
+//! output tokens.
+
+use std::io::Write;
+use std::ops::Range;
 
 use serde_json::{Map, Value, json};
 
+use crate::form::Form;
 use crate::target::{BaseUrl, Endpoint, TargetConfig};
 
 /// Which optional fields the server takes; found out before the first level.
@@ -30,38 +35,37 @@ impl BodyShape {
     }
 }
 
-/// A request but for its prompt.
+/// A request but for its prompt and its number of output tokens.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestTemplate {
     /// Head up to the value of Content-Length.
     head: Vec<u8>,
-    /// Body before and after the prompt.
+    /// Body before the prompt.
     prefix: &'static [u8],
+    /// What stands before each number of output tokens in the body: one field or two, or none.
+    counts: Vec<Vec<u8>>,
+    /// Body behind them.
     suffix: Vec<u8>,
+    /// How the endpoint takes a prompt.
+    pub form: Form,
     /// Are there tokens in the answer, and do they come one by one?
     pub generates: bool,
     pub streams: bool,
 }
 
 impl RequestTemplate {
-    /// A request of `output_tokens`, greedy.
-    pub fn new(
-        base: &BaseUrl,
-        config: &TargetConfig,
-        model: &str,
-        output_tokens: u64,
-        shape: BodyShape,
-    ) -> Self {
+    /// A greedy request.
+    pub fn new(base: &BaseUrl, config: &TargetConfig, model: &str, shape: BodyShape) -> Self {
         let mut fields = Map::new();
         fields.insert("model".into(), json!(model));
         let generates = config.endpoint.generates();
         let streams = generates && !config.no_stream;
+        let mut counts = Vec::new();
         if generates {
-            let most = match config.endpoint {
+            counts.push(match config.endpoint {
                 Endpoint::Responses => "max_output_tokens",
                 _ => "max_tokens",
-            };
-            fields.insert(most.into(), json!(output_tokens));
+            });
             fields.insert("temperature".into(), json!(0));
             fields.insert("stream".into(), json!(streams));
         }
@@ -72,17 +76,19 @@ impl RequestTemplate {
             fields.insert("ignore_eos".into(), json!(true));
         }
         if shape.min_tokens {
-            fields.insert("min_tokens".into(), json!(output_tokens));
+            counts.push("min_tokens");
         }
+        counts.retain(|name| !config.extra_body.contains_key(*name));
         for (name, value) in &config.extra_body {
             fields.insert(name.clone(), value.clone());
         }
         // `{...}` without its brace follows the prompt.
         let fields = Value::Object(fields).to_string();
-        let (prefix, close): (&[u8], &str) = match config.endpoint {
-            Endpoint::Completions => (b"{\"prompt\":", ","),
-            Endpoint::ChatCompletions => (b"{\"messages\":[{\"role\":\"user\",\"content\":", "}],"),
-            Endpoint::Responses | Endpoint::Embeddings => (b"{\"input\":", ","),
+        let (form, prefix): (_, &[u8]) = match config.endpoint {
+            Endpoint::Completions => (Form::Text, b"{\"prompt\":"),
+            Endpoint::ChatCompletions => (Form::Messages, b"{\"messages\":"),
+            Endpoint::Responses => (Form::TextOrMessages, b"{\"input\":"),
+            Endpoint::Embeddings => (Form::Text, b"{\"input\":"),
         };
         let mut head = head_lines(
             base,
@@ -100,30 +106,48 @@ impl RequestTemplate {
         RequestTemplate {
             head: head.into_bytes(),
             prefix,
-            suffix: format!("{close}{}", &fields[1..]).into_bytes(),
+            counts: counts
+                .into_iter()
+                .map(|name| format!(",\"{name}\":").into_bytes())
+                .collect(),
+            suffix: format!(",{}", &fields[1..]).into_bytes(),
+            form,
             generates,
             streams,
         }
     }
 
-    /// Write the whole request into `wire` (cleared first); `prompt` appends the prompt as JSON.
+    /// Write the whole request into `wire` and its body into `body` (both cleared first). `prompt` appends
+    /// the prompt in the endpoint's form and tells how many output tokens are wanted; where it stands in
+    /// `body` is returned.
     pub fn write(
         &self,
         wire: &mut Vec<u8>,
-        scratch: &mut Vec<u8>,
-        prompt: impl FnOnce(&mut Vec<u8>),
-    ) {
-        scratch.clear();
-        prompt(scratch);
-        let length = self.prefix.len() + scratch.len() + self.suffix.len();
+        body: &mut Vec<u8>,
+        prompt: impl FnOnce(&mut Vec<u8>) -> u64,
+    ) -> Range<usize> {
+        body.clear();
+        body.extend_from_slice(self.prefix);
+        let output_tokens = prompt(body);
+        let prompt = self.prefix.len()..body.len();
+        for count in &self.counts {
+            body.extend_from_slice(count);
+            push_number(body, output_tokens);
+        }
+        body.extend_from_slice(&self.suffix);
         wire.clear();
         wire.extend_from_slice(&self.head);
-        wire.extend_from_slice(length.to_string().as_bytes());
+        push_number(wire, body.len() as u64);
         wire.extend_from_slice(b"\r\n\r\n");
-        wire.extend_from_slice(self.prefix);
-        wire.extend_from_slice(scratch);
-        wire.extend_from_slice(&self.suffix);
+        wire.extend_from_slice(body);
+        prompt
     }
+}
+
+/// Append a number in digits, without a string of its own.
+pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
+    // A vector takes all that is written to it.
+    let _ = write!(out, "{number}");
 }
 
 /// Request line, Host, key and the user's headers, without the empty line.
@@ -186,11 +210,18 @@ mod tests {
 
     fn request(config: &TargetConfig, shape: BodyShape) -> (String, Value) {
         let base = BaseUrl::parse("http://h:1/base/v1").unwrap();
-        let template = RequestTemplate::new(&base, config, "m\"x", 64, shape);
+        let template = RequestTemplate::new(&base, config, "m\"x", shape);
         let (mut wire, mut scratch) = (vec![1], vec![2]);
-        template.write(&mut wire, &mut scratch, |out| {
-            out.extend_from_slice(b"\"hello\"")
+        let prompt = template.write(&mut wire, &mut scratch, |out| {
+            template
+                .form
+                .write(out, &[], None, |out| out.extend_from_slice(b"hello"));
+            64
         });
+        assert!(scratch[prompt].ends_with(match template.form {
+            Form::Messages => b"\"hello\"}]",
+            _ => b"\"hello\"",
+        }));
         let text = String::from_utf8(wire).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(
@@ -267,6 +298,17 @@ mod tests {
             of(Endpoint::Completions, true),
             json!({"prompt": "hello", "model": "m\"x", "max_tokens": 64, "temperature": 0, "stream": false,
                    "ignore_eos": true, "min_tokens": 64})
+        );
+    }
+
+    #[test]
+    fn a_users_own_number_of_tokens_wins() {
+        let mut config = TargetConfig::default();
+        config.extra_body.insert("max_tokens".into(), json!(9));
+        let (_, body) = request(&config, ALL);
+        assert_eq!(
+            (&body["max_tokens"], &body["min_tokens"]),
+            (&json!(9), &json!(64))
         );
     }
 

@@ -157,21 +157,24 @@ pub(crate) fn excerpt(bytes: &[u8]) -> String {
     line.trim().to_owned()
 }
 
-/// Append the text that an event carries: only for servers without `usage`, whose tokens are counted by
-/// a tokenizer.
-pub(crate) fn append_text(data: &[u8], out: &mut String) {
+/// Take the text that an event carries, and whether it is reasoning: only where tokens are counted by a
+/// tokenizer, since the server sends no `usage`, or where the answer is part of the next prompt.
+pub(crate) fn take_text(data: &[u8], mut take: impl FnMut(&str, bool)) {
     let Ok(value) = serde_json::from_str::<serde_json::Value>(&String::from_utf8_lossy(data))
     else {
         return;
     };
-    if let (Some(kind), Some(delta)) = (value["type"].as_str(), value["delta"].as_str())
-        && matches!(Kind::of(kind), Kind::TextDelta | Kind::ReasoningDelta)
-    {
-        out.push_str(delta);
+    if let (Some(kind), Some(delta)) = (value["type"].as_str(), value["delta"].as_str()) {
+        match Kind::of(kind) {
+            Kind::TextDelta => take(delta, false),
+            Kind::ReasoningDelta => take(delta, true),
+            _ => {}
+        }
     }
     for item in value["output"].as_array().into_iter().flatten() {
+        let reasoning = item["type"] == "reasoning";
         for part in item["content"].as_array().into_iter().flatten() {
-            out.push_str(part["text"].as_str().unwrap_or_default());
+            take(part["text"].as_str().unwrap_or_default(), reasoning);
         }
     }
     for choice in value["choices"].as_array().into_iter().flatten() {
@@ -180,13 +183,13 @@ pub(crate) fn append_text(data: &[u8], out: &mut String) {
         } else {
             &choice["delta"]
         };
-        for text in [
-            &choice["text"],
-            &delta["reasoning_content"],
-            &delta["reasoning"],
-            &delta["content"],
+        for (text, reasoning) in [
+            (&choice["text"], false),
+            (&delta["reasoning_content"], true),
+            (&delta["reasoning"], true),
+            (&delta["content"], false),
         ] {
-            out.push_str(text.as_str().unwrap_or_default());
+            take(text.as_str().unwrap_or_default(), reasoning);
         }
     }
 }

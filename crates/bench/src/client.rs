@@ -13,8 +13,9 @@ use crate::chunk::{self, ChunkInfo, Content, Usage};
 use crate::clock::Clock;
 use crate::config::TokenCounter;
 use crate::connect::{Connection, Connector};
+use crate::data::Workload;
+use crate::data::session::{Session, Sizes};
 use crate::http1::{Head, ReadError, read_body, read_head};
-use crate::prompts::Prompts;
 use crate::record::{RequestRecord, TokenSource};
 use crate::repeat::ChunkParser;
 use crate::sse::SseParser;
@@ -39,6 +40,9 @@ pub(crate) struct Counters {
     pub itl_us: AtomicU64,
     /// Requests that `itl_us` sums up.
     pub itl_requests: AtomicU64,
+    /// Requests whose prompt or answer has another number of tokens than was asked for.
+    pub other_prompts: AtomicU64,
+    pub other_outputs: AtomicU64,
     /// CPU time of the client's threads, ns.
     pub cpu_ns: AtomicU64,
     /// The latest that a thread woke since the display last asked, us.
@@ -53,6 +57,17 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
+    /// Note it if a request has not the sizes that were asked for.
+    fn compare(&self, sizes: &Sizes, usage: Option<Usage>, record: &RequestRecord) {
+        let counted = usage.and_then(|u| u.prompt_tokens).filter(|_| sizes.exact);
+        if counted.is_some_and(|n| Some(n) != sizes.prompt_tokens) {
+            self.other_prompts.fetch_add(1, Relaxed);
+        }
+        if record.output_tokens != sizes.output_tokens {
+            self.other_outputs.fetch_add(1, Relaxed);
+        }
+    }
+
     /// A connection stands after so many nanoseconds.
     fn connected(&self, took_ns: u64) {
         self.connections.fetch_add(1, Relaxed);
@@ -66,15 +81,19 @@ pub(crate) struct Shared {
     pub clock: Clock,
     pub connector: Connector,
     pub template: RequestTemplate,
-    pub prompts: Arc<Prompts>,
-    /// Tokens that a prompt is meant to have.
-    pub prompt_tokens: u64,
-    /// Tokens that an answer is meant to have.
-    pub output_tokens: u64,
+    pub workload: Arc<Workload>,
     pub timeouts: Timeouts,
     /// Counts output tokens where the server does not.
     pub tokenizer: Option<Arc<dyn TokenCounter>>,
     pub counters: Counters,
+}
+
+/// What the client must do for a request besides measuring it.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    output_tokens: u64,
+    /// Keep what the server says: the next turn begins with it.
+    said: bool,
 }
 
 /// Why a request failed.
@@ -137,35 +156,55 @@ pub(crate) struct Client {
     sse: SseParser,
     chunks: ChunkParser,
     wire: Vec<u8>,
-    scratch: Vec<u8>,
+    body: Vec<u8>,
+    /// What the server said, where that is needed.
+    said: String,
 }
 
 impl Client {
-    /// Send prompt `number` and read the answer into `record`. Dropping the future in the middle closes
-    /// the connection, which tells the server to stop, and leaves what was measured in the record.
+    /// Send the session's next prompt and read the answer into `record`. If it came well, the session is at
+    /// its next turn then. Dropping the future in the middle closes the connection, which tells the server to
+    /// stop, and leaves what was measured in the record.
     pub async fn request(
         &mut self,
         shared: &Shared,
-        number: u64,
+        session: &mut Session,
         record: &mut RequestRecord,
     ) -> Result<Option<Usage>, Failure> {
-        shared
-            .template
-            .write(&mut self.wire, &mut self.scratch, |out| {
-                shared.prompts.write_json(number, out)
-            });
-        record.prompt_tokens = shared.prompt_tokens;
+        let template = &shared.template;
+        let mut sizes = Sizes::default();
+        let prompt = template.write(&mut self.wire, &mut self.body, |out| {
+            sizes = shared.workload.write(template.form, session, out);
+            sizes.output_tokens
+        });
+        record.prompt_tokens = sizes.prompt_tokens.unwrap_or(0);
         record.sent_ns = shared.clock.now_ns();
-        let result = match timeout(shared.timeouts.total, self.exchange(shared, record)).await {
-            Ok(result) => result,
-            Err(_) => Err(Failure::Broken(format!(
-                "no end of the answer within {} s",
-                shared.timeouts.total.as_secs_f64()
-            ))),
+        self.said.clear();
+        let wanted = Wanted {
+            output_tokens: sizes.output_tokens,
+            said: session.goes_on(),
         };
-        if let Err(failure) = &result {
-            record.end_ns = shared.clock.now_ns();
-            self.pause = failure.retry_after();
+        let result =
+            match timeout(shared.timeouts.total, self.exchange(shared, wanted, record)).await {
+                Ok(result) => result,
+                Err(_) => Err(Failure::Broken(format!(
+                    "no end of the answer within {} s",
+                    shared.timeouts.total.as_secs_f64()
+                ))),
+            };
+        match &result {
+            Err(failure) => {
+                record.end_ns = shared.clock.now_ns();
+                self.pause = failure.retry_after();
+            }
+            Ok(usage) => {
+                if template.generates {
+                    shared.counters.compare(&sizes, *usage, record);
+                }
+                let tokens = record.prompt_tokens + record.output_tokens;
+                let prompt = self.body.get(prompt).unwrap_or_default();
+                session.advance(template.form, prompt, &self.said, tokens, record.end_ns);
+            }
         }
         result
     }
@@ -173,6 +212,7 @@ impl Client {
     async fn exchange(
         &mut self,
         shared: &Shared,
+        wanted: Wanted,
         record: &mut RequestRecord,
     ) -> Result<Option<Usage>, Failure> {
         let (mut connection, head) = self.answer(shared, record).await?;
@@ -182,7 +222,7 @@ impl Client {
             )));
         }
         let usage = if head.status == 200 {
-            self.read_answer(shared, &mut connection, &head, record)
+            self.read_answer(shared, wanted, &mut connection, &head, record)
                 .await
                 .map_err(Failure::Broken)?
         } else {
@@ -242,12 +282,16 @@ impl Client {
     async fn read_answer(
         &mut self,
         shared: &Shared,
+        wanted: Wanted,
         connection: &mut Connection,
         head: &Head,
         record: &mut RequestRecord,
     ) -> Result<Option<Usage>, String> {
-        let Client { sse, chunks, .. } = self;
-        let mut answer = Answer::new(shared, record, chunks);
+        let Client {
+            sse, chunks, said, ..
+        } = self;
+        let said = wanted.said.then_some(said);
+        let mut answer = Answer::new(shared, wanted.output_tokens, record, chunks, said);
         if head.event_stream {
             sse.reset();
             read_body(connection, head, |data, at| {
@@ -323,14 +367,20 @@ struct Answer<'a> {
     whole: bool,
     /// The text, where a tokenizer will have to count it.
     text: Option<String>,
+    /// The text without reasoning, where the next turn begins with it.
+    said: Option<&'a mut String>,
 }
 
 impl<'a> Answer<'a> {
-    fn new(shared: &'a Shared, record: &'a mut RequestRecord, chunks: &'a mut ChunkParser) -> Self {
+    fn new(
+        shared: &'a Shared,
+        output_tokens: u64,
+        record: &'a mut RequestRecord,
+        chunks: &'a mut ChunkParser,
+        said: Option<&'a mut String>,
+    ) -> Self {
         // A sane guess, whatever was asked for: the vector grows if need be.
-        record
-            .gaps_us
-            .reserve(shared.output_tokens.min(4096) as usize);
+        record.gaps_us.reserve(output_tokens.min(4096) as usize);
         Answer {
             shared,
             record,
@@ -341,6 +391,7 @@ impl<'a> Answer<'a> {
             blank_end_ns: None,
             whole: false,
             text: shared.tokenizer.is_some().then(String::new),
+            said,
         }
     }
 
@@ -362,8 +413,8 @@ impl<'a> Answer<'a> {
         }
         self.ended |= finished;
         self.usage = usage.or(self.usage);
-        if let Some(text) = &mut self.text {
-            chunk::append_text(data, text);
+        if self.text.is_some() || self.said.is_some() {
+            self.keep_text(data);
         }
         if !self.shared.template.streams {
             // Tokens that come all at once, as was asked for, have no times of their own.
@@ -388,6 +439,20 @@ impl<'a> Answer<'a> {
             }
         }
         Ok(())
+    }
+
+    fn keep_text(&mut self, data: &[u8]) {
+        chunk::take_text(data, |part, reasoning| {
+            if let Some(text) = &mut self.text {
+                text.push_str(part);
+            }
+            if let Some(said) = &mut self.said
+                && !reasoning
+                && said.len() + part.len() <= MAX_BODY
+            {
+                said.push_str(part);
+            }
+        });
     }
 
     fn token(&mut self, at: u64) {

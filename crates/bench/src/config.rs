@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::body::header_problem;
+use crate::data::DataConfig;
 use crate::error::BenchError;
 use crate::gpu::GpuMetrics;
 use crate::limits::{Limits, RunLimits};
@@ -23,49 +24,6 @@ pub trait TokenCounter: Send + Sync {
     fn count_prompt(&self, text: &str) -> usize;
     /// Tokens of generated text, without special tokens.
     fn count_output(&self, text: &str) -> usize;
-}
-
-/// How a prompt is sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum PromptFormat {
-    /// As text.
-    #[default]
-    Text,
-    /// As an array of token ids from this range (end excluded): exact without any tokenizer.
-    TokenIds {
-        /// Smallest id.
-        low: u32,
-        /// One past the largest.
-        high: u32,
-    },
-}
-
-/// The requests' contents.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DataConfig {
-    /// Tokens of each prompt, as the server's `usage` counts them.
-    pub prompt_tokens: u64,
-    /// Tokens of each answer.
-    pub output_tokens: u64,
-    /// Text or token ids.
-    pub format: PromptFormat,
-    /// Ask the server to run on past its end token, so that answers have exactly `output_tokens`.
-    pub ignore_eos: bool,
-    /// Seed of the prompts; `None` for new ones in each run, so that a server's prefix cache cannot
-    /// know them from the run before.
-    pub seed: Option<u64>,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        DataConfig {
-            prompt_tokens: 128,
-            output_tokens: 64,
-            format: PromptFormat::Text,
-            ignore_eos: true,
-            seed: None,
-        }
-    }
 }
 
 /// A part of a level at its start or end that the metrics leave out.
@@ -250,32 +208,7 @@ impl BenchConfig {
                 "would lose the other requests, which `report` and --resume need: give --requests-jsonl too",
             ));
         }
-        let data = &self.data;
-        for (flag, tokens) in [
-            ("--prompt-tokens", data.prompt_tokens),
-            ("--output-tokens", data.output_tokens),
-        ] {
-            if !(1..=10_000_000).contains(&tokens) {
-                return Err(BenchError::config(
-                    flag,
-                    format!("{tokens} is not between 1 and 10,000,000"),
-                ));
-            }
-        }
-        if let PromptFormat::TokenIds { low, high } = data.format {
-            if !self.target.endpoint.takes_raw_prompts() {
-                return Err(BenchError::config(
-                    "--prompt-format",
-                    "token-ids needs the completions or embeddings endpoint; a chat takes text",
-                ));
-            }
-            if low >= high {
-                return Err(BenchError::config(
-                    "--prompt-format",
-                    "the range of token ids is empty",
-                ));
-            }
-        }
+        self.data.check(&self.target)?;
         if self.workers == Some(0) {
             return Err(BenchError::config("--workers", "must be at least 1"));
         }
@@ -292,7 +225,7 @@ impl BenchConfig {
         let phase = |p: Phase| format!("{p:?}");
         let search = Search::of(self);
         let limits = search.map_or(self.limits, |s| s.limits(strategy, self.limits));
-        let settings = json!({
+        let mut settings = json!({
             "target": self.identity.as_deref().unwrap_or(target),
             "model": model,
             "endpoint": self.target.endpoint.path(),
@@ -311,6 +244,9 @@ impl BenchConfig {
             "warmup": phase(self.warmup),
             "cooldown": phase(self.cooldown),
         });
+        if let Some(data) = self.data.fingerprint() {
+            settings["data"] = data;
+        }
         // FNV-1a: stable from release to release, unlike the standard library's hasher.
         let hash = settings
             .to_string()
@@ -325,7 +261,6 @@ impl BenchConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Endpoint;
     use crate::{GoodputLoad, GoodputSearch, KneeSearch, Strategy};
 
     fn error(change: impl FnOnce(&mut BenchConfig)) -> String {
@@ -391,13 +326,7 @@ mod tests {
         assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));
         assert!(error(|c| c.requests_jsonl = true).starts_with("--requests-jsonl"));
         assert!(error(|c| c.sample_size = Some(0)).starts_with("--sample-size"));
-        assert!(
-            error(|c| {
-                c.data.format = PromptFormat::TokenIds { low: 0, high: 9 };
-                c.target.endpoint = Endpoint::ChatCompletions;
-            })
-            .starts_with("--prompt-format")
-        );
+        assert!(error(|c| c.data.turns = 0).starts_with("--turns"));
     }
 
     #[test]
@@ -422,6 +351,9 @@ mod tests {
             change(&mut other);
             assert_ne!(of(&config, 5), of(&other, 5));
         }
+        let mut spread = config.clone();
+        spread.data.prompt_spread.stdev = Some(9);
+        assert_ne!(of(&config, 5), of(&spread, 5));
         other.identity = Some("own".to_owned());
         let at = |url| other.fingerprint(url, "m", &Strategy::Concurrent { streams: 5 });
         assert_eq!(at("http://h:1"), at("http://h:2"));

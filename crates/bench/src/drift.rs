@@ -168,7 +168,7 @@ fn moved(metric: &str, first: &[f64], last: &[f64]) -> Moved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompts::Random;
+    use crate::random::Random;
     use crate::record::{Outcome, RequestRecord, Strategy};
 
     #[test]

@@ -15,7 +15,7 @@ pub fn response(bytes: &[u8], piece: usize) -> (Vec<String>, Option<String>) {
     let mut memory = (piece < bytes.len()).then(ChunkParser::default);
     let problem = read(bytes, piece.max(1), &mut |data| {
         let mut text = String::new();
-        chunk::append_text(data, &mut text);
+        chunk::take_text(data, |part, _| text.push_str(part));
         let parsed = match &mut memory {
             Some(parser) => parser.parse(data),
             None => chunk::parse(data),

@@ -364,7 +364,7 @@ impl GoodputState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompts::Random;
+    use crate::random::Random;
 
     /// Search against a server at which a request meets the objective with probability `p(load)`.
     fn found(search: GoodputSearch, seed: u64, p: impl Fn(f64) -> f64) -> GoodputResult {

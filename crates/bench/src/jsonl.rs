@@ -1,7 +1,7 @@
 //! The requests of a level as JSON lines, one a request in the order of sending: every field of
 //! [`RequestRecord`] under its name, but `outcome` as a word and its `reason`, and what follows from them:
 //! `ttft_ms`, `time_to_first_output_token_ms`, `itl_ms`, `tpot_ms`, `e2e_s`, `scheduled_latency_s`,
-//! `dispatch_delay_s`. Chunk i came at `first_token_ns` plus the first i of `gaps_us`.
+//! `dispatch_delay_s`, `turn_predecessor_delay_s`. Chunk i came at `first_token_ns` plus the first i of `gaps_us`.
 
 use std::fs::File;
 use std::io::{BufReader, Write};
@@ -81,6 +81,10 @@ fn line(record: &RequestRecord) -> serde_json::Result<Map<String, Value>> {
         ("e2e_s", json!(record.e2e_s())),
         ("scheduled_latency_s", json!(record.scheduled_latency_s())),
         ("dispatch_delay_s", json!(record.dispatch_delay_s())),
+        (
+            "turn_predecessor_delay_s",
+            json!(record.turn_predecessor_delay_s()),
+        ),
     ];
     fields.extend(more.map(|(name, value)| (name.to_owned(), value)));
     Ok(fields)

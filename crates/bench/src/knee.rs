@@ -306,7 +306,7 @@ fn relative_error(level: &LevelResult, streams: usize) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompts::Random;
+    use crate::random::Random;
 
     /// Search on a curve with relative noise.
     fn found(max: usize, noise: f64, seed: u64, curve: impl Fn(f64) -> f64) -> KneeResult {

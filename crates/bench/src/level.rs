@@ -223,12 +223,10 @@ impl Drop for StopOnDrop {
 fn shared(prepared: &Prepared, plan: &LevelPlan<'_>) -> LevelShared {
     let watch = Watch::new(plan.limits, plan.left.clone(), plan.strategy.open_loop());
     let config = &prepared.config;
-    let output_tokens = config.data.output_tokens;
     let template = RequestTemplate::new(
         &prepared.base,
         &config.target,
         &prepared.model,
-        output_tokens,
         prepared.shape,
     );
     LevelShared {
@@ -236,15 +234,14 @@ fn shared(prepared: &Prepared, plan: &LevelPlan<'_>) -> LevelShared {
             clock: Clock::start(),
             connector: prepared.connector.clone(),
             template,
-            prompts: prepared.prompts.clone(),
-            prompt_tokens: config.data.prompt_tokens,
-            output_tokens,
+            workload: prepared.workload.clone(),
             timeouts: config.target.timeouts,
             tokenizer: config.tokenizer.clone(),
             counters: Counters::default(),
         },
         name: plan.name.to_owned(),
-        first_prompt: plan.number << 32,
+        first_session: prepared.workload.first_session(plan.number),
+        sessions: AtomicU64::new(0),
         next: AtomicU64::new(0),
         max_requests: watch.max_requests(),
         watch,

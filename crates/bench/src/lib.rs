@@ -1,7 +1,7 @@
 //! The load generator: target, data, load shape, clock, records, results. It knows any OpenAI-compatible
 //! server and nothing of ours.
 //!
-//! Reading order: [`config`] and [`profile`] (what a run is to do), [`run`] (the levels of a run), `level`,
+//! Reading order: [`config`], [`data`] and [`profile`] (what a run is to do), [`run`] (the levels of a run), `level`,
 //! `schedule` and `worker` (threads and clients), `limits` and `watch` (when they end), `client` (one request) on
 //! `stamped`, `connect`, `http1`, `sse` and `chunk` (bytes with their times), [`record`] (what is known of one
 //! request and of one level), [`requests`] (many of them, on `spill`; `recorder` takes them from the threads),
@@ -13,7 +13,6 @@ mod any_server;
 mod ask;
 mod beside;
 mod body;
-mod calibrate;
 mod cancel;
 mod chunk;
 mod client;
@@ -21,9 +20,11 @@ mod clock;
 mod column;
 pub mod config;
 mod connect;
+pub mod data;
 pub mod distribution;
 pub mod drift;
 mod error;
+mod form;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod goodput;
@@ -42,7 +43,7 @@ mod order;
 mod over_time;
 mod preflight;
 pub mod profile;
-mod prompts;
+mod random;
 mod read_lag;
 pub mod record;
 mod recorder;
@@ -66,7 +67,8 @@ mod whole_file;
 mod worker;
 
 pub use cancel::Cancel;
-pub use config::{BenchConfig, DataConfig, Phase, PromptFormat, TokenCounter};
+pub use config::{BenchConfig, Phase, TokenCounter};
+pub use data::{DataConfig, PrefixBucket, PromptFormat, Spread, ThinkTime};
 pub use distribution::{DistributionSummary, summarize, summarize_weighted};
 pub use drift::Drift;
 pub use error::BenchError;

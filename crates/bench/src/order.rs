@@ -2,7 +2,7 @@
 
 use crate::error::BenchError;
 use crate::profile::Profile;
-use crate::prompts::Random;
+use crate::random::Random;
 use crate::record::Strategy;
 
 /// Most rounds over the levels.

@@ -9,16 +9,19 @@ use serde_json::Value;
 
 use crate::ask::ask;
 use crate::body::{BodyShape, RequestTemplate, plain_request};
-use crate::calibrate;
 use crate::chunk::{Usage, excerpt};
 use crate::client::{Client, Counters, Failure, Shared};
 use crate::clock::Clock;
-use crate::config::{BenchConfig, PromptFormat};
+use crate::config::BenchConfig;
 use crate::connect::Connector;
+use crate::data::lengths::Drawn;
+use crate::data::prompts::Prompts;
+use crate::data::session::Session;
+use crate::data::words::OPENING;
+use crate::data::{PromptFormat, Spread, Synthetic, Workload, calibrate};
 use crate::error::BenchError;
 use crate::gpu::Driver;
 use crate::host::Place;
-use crate::prompts::Prompts;
 use crate::record::RequestRecord;
 use crate::server_side::MetricsSource;
 use crate::target::{BaseUrl, Endpoint};
@@ -36,7 +39,7 @@ pub struct Prepared {
     pub(crate) base: BaseUrl,
     pub(crate) connector: Connector,
     pub(crate) shape: BodyShape,
-    pub(crate) prompts: Arc<Prompts>,
+    pub(crate) workload: Arc<Workload>,
     pub(crate) metrics: Option<MetricsSource>,
     pub(crate) place: Place,
     pub(crate) gpus: Option<Driver>,
@@ -83,7 +86,8 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         }
     };
     let usage = probe.settle_shape(&models, &mut warnings).await?;
-    let prompts = calibrate::prompts(&mut probe, usage, &mut warnings).await?;
+    let (prompts, seed) = calibrate::prompts(&mut probe, usage, &mut warnings).await?;
+    let workload = Workload::Synthetic(Synthetic::new(&config.data, prompts, seed));
     let Probe { model, shape, .. } = probe;
     let url = config.metrics_url.as_deref();
     let metrics = MetricsSource::find(url, &base, &config.target, &mut warnings).await?;
@@ -93,7 +97,7 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         config: config.clone(),
         target: base.display(),
         shape,
-        prompts: Arc::new(prompts),
+        workload: Arc::new(workload),
         metrics,
         place,
         gpus,
@@ -164,18 +168,17 @@ impl Probe<'_> {
         models: &[String],
         warnings: &mut Vec<String>,
     ) -> Result<Option<Usage>, BenchError> {
-        let prompts = match self.config.data.format {
-            PromptFormat::Text => Prompts::Fixed(vec![crate::prompts::OPENING.to_owned()]),
+        let smallest = match self.config.data.format {
+            PromptFormat::Text => Prompts::Fixed(vec![(OPENING.to_owned(), 1)]),
             PromptFormat::TokenIds { low, high } => Prompts::TokenIds {
-                count: 4,
                 range: (low, high),
                 seed: 0,
             },
         };
-        let prompts = Arc::new(prompts);
+        let smallest = Synthetic::plain(smallest, 4);
         let mut dropped: Vec<&str> = Vec::new();
         let usage = loop {
-            match self.send(&prompts).await {
+            match self.send(smallest.clone()).await {
                 Ok(usage) => break usage,
                 Err(Failure::Status {
                     status: 400 | 422,
@@ -288,20 +291,16 @@ impl Probe<'_> {
     }
 
     /// One request of one output token, or as few as there can be: its `usage`.
-    pub async fn send(&mut self, prompts: &Arc<Prompts>) -> Result<Option<Usage>, Failure> {
+    pub async fn send(&mut self, mut made: Synthetic) -> Result<Option<Usage>, Failure> {
+        let fewest = self.config.target.endpoint.fewest_tokens();
+        made.output_tokens = Drawn::tokens(fewest, Spread::default());
+        self.number -= 1;
+        let mut session = Session::new(self.number, 1);
         let shared = Shared {
             clock: Clock::start(),
             connector: self.connector.clone(),
-            template: RequestTemplate::new(
-                self.base,
-                &self.config.target,
-                &self.model,
-                self.config.target.endpoint.fewest_tokens(),
-                self.shape,
-            ),
-            prompts: prompts.clone(),
-            prompt_tokens: 0,
-            output_tokens: 1,
+            template: RequestTemplate::new(self.base, &self.config.target, &self.model, self.shape),
+            workload: Arc::new(Workload::Synthetic(made)),
             timeouts: crate::target::Timeouts {
                 total: self.config.target.timeouts.total.min(PROBE_LIMIT),
                 ..self.config.target.timeouts
@@ -309,11 +308,10 @@ impl Probe<'_> {
             tokenizer: None,
             counters: Counters::default(),
         };
-        self.number -= 1;
         // A new connection each: its clock is this request's.
         self.client = Client::default();
         self.client
-            .request(&shared, self.number, &mut RequestRecord::default())
+            .request(&shared, &mut session, &mut RequestRecord::default())
             .await
     }
 

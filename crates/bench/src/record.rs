@@ -164,6 +164,15 @@ pub struct RequestRecord {
     pub gaps_us: Vec<u32>,
     /// Where the counts come from.
     pub token_source: TokenSource,
+    /// Number of its session in the level, where sessions have several turns.
+    #[serde(default)]
+    pub session: Option<u64>,
+    /// Which turn of the session it is, from 0.
+    #[serde(default)]
+    pub turn: u32,
+    /// When the turn before ended.
+    #[serde(default)]
+    pub predecessor_end_ns: Option<u64>,
 }
 
 impl RequestRecord {
@@ -186,6 +195,7 @@ impl RequestRecord {
             self.first_output_token_ns.unwrap_or(0),
             self.last_token_ns.unwrap_or(0),
             self.end_ns,
+            self.predecessor_end_ns.unwrap_or(0),
         ];
         let counts = counts.into_iter().find(|n| *n > MOST_TOKENS);
         let times = times.into_iter().find(|ns| *ns > MOST_NS);
@@ -234,6 +244,18 @@ impl RequestRecord {
     /// From the intended start to the sending, s.
     pub fn dispatch_delay_s(&self) -> f64 {
         self.sent_ns.saturating_sub(self.intended_ns) as f64 / 1e9
+    }
+
+    /// That part of the dispatch delay in which the turn before was not over yet, s: GuideLLM's
+    /// `turn_predecessor_delay`.
+    pub fn turn_predecessor_delay_s(&self) -> f64 {
+        let end = self.predecessor_end_ns.unwrap_or(0).min(self.sent_ns);
+        end.saturating_sub(self.intended_ns) as f64 / 1e9
+    }
+
+    /// The rest of the dispatch delay, s: GuideLLM's `turn_scheduling_delay`.
+    pub fn turn_scheduling_delay_s(&self) -> f64 {
+        self.dispatch_delay_s() - self.turn_predecessor_delay_s()
     }
 
     /// Times of the content chunks, ns since the level's start, in order. Empty where the gaps are
@@ -320,10 +342,13 @@ pub struct LevelResult {
     pub started_unix: f64,
     /// Length of the level, first send to last byte, seconds.
     pub duration_s: f64,
-    /// Prompt tokens asked for a request.
+    /// Prompt tokens asked for each request, where they were the same.
     pub requested_prompt_tokens: Option<u64>,
-    /// Output tokens asked for a request.
+    /// Output tokens asked for each request, where they were the same.
     pub requested_output_tokens: Option<u64>,
+    /// What the requests held, in the words of GuideLLM's `data` argument; null if unknown.
+    #[serde(default)]
+    pub data: serde_json::Value,
     /// Every request, in the order of sending.
     pub requests: Requests,
     /// What a request had to keep to be a good one, where that was asked for.
@@ -379,6 +404,7 @@ impl LevelResult {
             duration_s: 0.0,
             requested_prompt_tokens: None,
             requested_output_tokens: None,
+            data: serde_json::Value::Null,
             requests: Requests::default(),
             slo: None,
             rampup_s: 0.0,

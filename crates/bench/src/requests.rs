@@ -146,6 +146,7 @@ fn shift(record: &mut RequestRecord, start_ns: u64) {
     record.first_token_ns.as_mut().map(move_by);
     record.first_output_token_ns.as_mut().map(move_by);
     record.last_token_ns.as_mut().map(move_by);
+    record.predecessor_end_ns.as_mut().map(move_by);
 }
 
 /// The requests of a level, in the order of sending. Copies share them.

@@ -188,7 +188,7 @@ impl Detector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompts::Random;
+    use crate::random::Random;
 
     #[test]
     fn a_slope_has_the_interval_of_the_textbook() {

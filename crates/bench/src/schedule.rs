@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::prompts::Random;
+use crate::random::Random;
 use crate::record::Strategy;
 use crate::system::be_prompt;
 use crate::worker::{Arrival, LevelShared};

@@ -1,7 +1,7 @@
 //! The threads that send. Each has a runtime of its own, so that nothing else in the process (a server
 //! under test, a display) delays a read, and so that its CPU time is the client's and nobody else's.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Shared};
+use crate::data::session::Session;
 use crate::health::{ThreadHealth, thread_cpu};
 use crate::read_lag;
 use crate::record::{Outcome, RequestRecord};
@@ -22,14 +23,31 @@ pub(crate) struct LevelShared {
     pub client: Shared,
     /// Name of the level, the first part of its requests' ids.
     pub name: String,
-    /// Added to a request's index: no two levels send the same prompt.
-    pub first_prompt: u64,
+    /// Number of the level's first session.
+    pub first_session: u64,
+    /// Sessions that have begun.
+    pub sessions: AtomicU64,
     /// Index of the next request of a closed loop.
     pub next: AtomicU64,
     /// Requests of the level.
     pub max_requests: u64,
     /// When the level ends before its last request.
     pub watch: Watch,
+}
+
+impl LevelShared {
+    /// Begin another session.
+    fn session(&self) -> Session {
+        let number = self.first_session + self.sessions.fetch_add(1, Relaxed);
+        self.client.workload.session(number)
+    }
+
+    /// How long the user of a session thinks before its next turn, ns.
+    fn think_ns(&self, session: &Session) -> u64 {
+        let before = session.turn.saturating_sub(1);
+        let seconds = self.client.workload.think_s(session.number, before);
+        (seconds * 1e9) as u64
+    }
 }
 
 /// A request that is due.
@@ -105,33 +123,48 @@ async fn closed_loop(shared: Arc<LevelShared>, starts_ns: Vec<u64>, recorder: Ar
     while tasks.join_next().await.is_some() {}
 }
 
-/// Send, and send again when the answer is through, until the level's requests are given out.
+/// Send, and send again when the answer is through, until the level's requests are given out. A session keeps
+/// its client from its first turn to its last, while its user thinks too.
 async fn closed_client(shared: Arc<LevelShared>, start_ns: u64, recorder: Arc<Recorder>) {
     let mut client = Client::default();
     // Free from its start on; later from the end of the request before.
     let mut intended_ns = start_ns;
+    let mut wait = start_ns > 0;
+    let mut session: Option<Session> = None;
     let stop = shared.watch.stop.clone();
     let mut stopped = std::pin::pin!(stop.cancelled());
-    if start_ns > 0 {
-        let start = tokio::time::sleep_until(shared.client.clock.instant(start_ns).into());
-        tokio::select! {
-            () = start => {}
-            () = stopped.as_mut() => return,
+    loop {
+        if std::mem::take(&mut wait) {
+            let due = tokio::time::sleep_until(shared.client.clock.instant(intended_ns).into());
+            tokio::select! {
+                () = due => {}
+                () = stopped.as_mut() => return,
+            }
         }
-    }
-    while !shared.watch.stop.is_cancelled() {
+        if shared.watch.stop.is_cancelled() {
+            return;
+        }
         let index = shared.next.fetch_add(1, Relaxed);
         if index >= shared.max_requests {
-            break;
+            return;
         }
+        let mut playing = session.take().unwrap_or_else(|| shared.session());
+        let arrival = Arrival { index, intended_ns };
         let record = perform(
             &shared,
             &mut client,
-            Arrival { index, intended_ns },
+            &mut playing,
+            arrival,
             stopped.as_mut(),
         )
         .await;
         intended_ns = record.end_ns;
+        if record.successful() && !playing.is_over() {
+            let think_ns = shared.think_ns(&playing);
+            intended_ns = intended_ns.saturating_add(think_ns);
+            wait = think_ns > 0;
+            session = Some(playing);
+        }
         recorder.push(record);
         // A server that asks to be left alone is overloaded: errors sent at full speed would be all we measure.
         let longest = shared.client.timeouts.retry_after;
@@ -155,6 +188,8 @@ async fn closed_client(shared: Arc<LevelShared>, start_ns: u64, recorder: Arc<Re
     }
 }
 
+/// Send requests as they come due. Each is the next turn of the session whose user has waited longest for it,
+/// or begins another session if no user has one ready: so the schedule's rate is one of requests.
 async fn open_loop(
     shared: Arc<LevelShared>,
     mut arrivals: mpsc::UnboundedReceiver<Arrival>,
@@ -163,6 +198,7 @@ async fn open_loop(
 ) {
     let most = cap.unwrap_or(usize::MAX).max(1);
     let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
+    let resting: Arc<Mutex<Resting>> = Arc::default();
     // A request that waits for its turn is a number here: a task for each would fill memory.
     let mut waiting = VecDeque::new();
     let mut tasks = JoinSet::new();
@@ -192,16 +228,38 @@ async fn open_loop(
             && let Some(arrival) = waiting.pop_front()
         {
             let shared = shared.clone();
-            let (recorder, idle) = (recorder.clone(), idle.clone());
+            let (recorder, idle, resting) = (recorder.clone(), idle.clone(), resting.clone());
+            let ready = lock(&resting).ready(shared.client.clock.now_ns());
+            let mut session = ready.unwrap_or_else(|| shared.session());
             tasks.spawn(async move {
                 let stop = shared.watch.stop.clone();
                 let stopped = std::pin::pin!(stop.cancelled());
                 let mut client = lock(&idle).pop().unwrap_or_default();
-                let record = perform(&shared, &mut client, arrival, stopped).await;
+                let record = perform(&shared, &mut client, &mut session, arrival, stopped).await;
                 lock(&idle).push(client);
+                if record.successful() && !session.is_over() {
+                    let ready_ns = record.end_ns.saturating_add(shared.think_ns(&session));
+                    lock(&resting).add(ready_ns, session);
+                }
                 recorder.push(record);
             });
         }
+    }
+}
+
+/// Sessions whose users think, by the time at which they have thought.
+#[derive(Default)]
+struct Resting(BTreeMap<(u64, u64), Session>);
+
+impl Resting {
+    fn add(&mut self, ready_ns: u64, session: Session) {
+        self.0.insert((ready_ns, session.number), session);
+    }
+
+    /// The one that has been ready longest.
+    fn ready(&mut self, now_ns: u64) -> Option<Session> {
+        let first = self.0.first_entry()?;
+        (first.key().0 <= now_ns).then(|| first.remove())
     }
 }
 
@@ -238,16 +296,21 @@ fn never_sent(shared: &LevelShared, arrival: Arrival) -> RequestRecord {
 async fn perform(
     shared: &LevelShared,
     client: &mut Client,
+    session: &mut Session,
     arrival: Arrival,
     stopped: std::pin::Pin<&mut impl Future<Output = ()>>,
 ) -> RequestRecord {
     let counters = &shared.client.counters;
     let mut record = new_record(shared, arrival);
+    if session.turns > 1 {
+        record.session = Some(session.number.wrapping_sub(shared.first_session));
+        record.turn = session.turn;
+        record.predecessor_end_ns = session.predecessor_end_ns;
+    }
     counters.sent.fetch_add(1, Relaxed);
-    let number = shared.first_prompt + arrival.index;
     let finished = tokio::select! {
         biased;
-        result = client.request(&shared.client, number, &mut record) => Some(result),
+        result = client.request(&shared.client, session, &mut record) => Some(result),
         () = stopped => None,
     };
     match finished {

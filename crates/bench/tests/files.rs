@@ -43,6 +43,9 @@ fn level(strategy: Strategy) -> LevelResult {
             iterations: 66,
             gaps_us: vec![1000; 63],
             token_source: TokenSource::Usage,
+            session: Some(i / 2),
+            turn: (i % 2) as u32,
+            predecessor_end_ns: (i % 2 == 1).then(|| sent - MS),
         }
     };
     LevelResult {

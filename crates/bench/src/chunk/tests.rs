@@ -242,26 +242,25 @@ fn a_count_that_no_request_can_have_is_an_error() {
 
 #[test]
 fn text_for_a_tokenizer() {
-    let mut text = String::new();
-    append_text(br#"{"choices":[{"text":"a\n"}]}"#, &mut text);
-    append_text(
-        br#"{"choices":[{"delta":{"reasoning_content":"b","content":"c"}}]}"#,
-        &mut text,
+    let (mut text, mut said) = (String::new(), String::new());
+    let mut read = |data: &[u8]| {
+        take_text(data, |part, reasoning| {
+            text.push_str(part);
+            if !reasoning {
+                said.push_str(part);
+            }
+        });
+    };
+    read(br#"{"choices":[{"text":"a\n"}]}"#);
+    read(br#"{"choices":[{"delta":{"reasoning_content":"b","content":"c"}}]}"#);
+    read(br#"{"type":"response.output_text.delta","delta":"d"}"#);
+    read(br#"{"type":"response.reasoning_text.delta","delta":"e"}"#);
+    read(br#"{"type":"response.output_text.done","text":"d"}"#);
+    read(
+        br#"{"object":"response","output":[{"type":"reasoning","content":[{"text":"f"}]},{"content":[{"text":"g"}]}]}"#,
     );
-    append_text(
-        br#"{"type":"response.output_text.delta","delta":"d"}"#,
-        &mut text,
-    );
-    append_text(
-        br#"{"type":"response.output_text.done","text":"d"}"#,
-        &mut text,
-    );
-    append_text(
-        br#"{"object":"response","output":[{"content":[{"text":"e"}]}]}"#,
-        &mut text,
-    );
-    append_text(b"nonsense", &mut text);
-    assert_eq!(text, "a\nbcde");
+    read(b"nonsense");
+    assert_eq!((text.as_str(), said.as_str()), ("a\nbcdefg", "a\ncdg"));
 }
 
 proptest! {

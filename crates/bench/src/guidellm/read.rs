@@ -166,12 +166,14 @@ struct Usage {
 struct Info {
     timings: Timings,
     error: Option<String>,
+    turn_index: u32,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Timings {
     targeted_start: Option<f64>,
+    predecessor_completed: Option<f64>,
     request_start: Option<f64>,
     first_token_iteration: Option<f64>,
     first_output_token_iteration: Option<f64>,
@@ -220,6 +222,9 @@ impl Stats {
                 Some(_) => TokenSource::Usage,
                 None => TokenSource::Chunks,
             },
+            session: None,
+            turn: self.info.turn_index,
+            predecessor_end_ns: t.predecessor_completed.map(unix_ns),
         }
     }
 }

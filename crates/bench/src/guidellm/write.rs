@@ -129,6 +129,7 @@ fn report(level: &LevelResult, sample_size: Option<usize>) -> Report<'_> {
         server_samples: level.server_samples.clone(),
         host: level.host.clone(),
         gpus: level.gpus.clone(),
+        data: level.data.clone(),
         ..*level
     };
     let spec = Spec::of(level);
@@ -224,11 +225,14 @@ impl Spec {
                 .then(|| json!({"kind": "max_requests", "count": level.requests.len()}))
                 .into_iter()
                 .collect(),
-            data: json!({
-                "kind": "synthetic_text",
-                "prompt_tokens": level.requested_prompt_tokens.unwrap_or_else(|| mean(|r| r.prompt_tokens)).max(1),
-                "output_tokens": level.requested_output_tokens.unwrap_or_else(|| mean(|r| r.output_tokens)).max(1),
-            }),
+            data: match &level.data {
+                Value::Null => json!({
+                    "kind": "synthetic_text",
+                    "prompt_tokens": level.requested_prompt_tokens.unwrap_or_else(|| mean(|r| r.prompt_tokens)).max(1),
+                    "output_tokens": level.requested_output_tokens.unwrap_or_else(|| mean(|r| r.output_tokens)).max(1),
+                }),
+                known => known.clone(),
+            },
         }
     }
 
@@ -403,12 +407,17 @@ fn request_stats(level: &LevelResult, r: &RequestRecord) -> Value {
         "request_id": r.id,
         "info": {
             "request_id": r.id,
+            "conversation_id": r.session.map(|session| session.to_string()),
+            "turn_index": r.turn,
+            // A question and an answer for each turn before.
+            "history_len": r.turn,
             "status": status,
             "scheduler_node_id": 0,
             "scheduler_process_id": 0,
             "scheduler_start_time": level.started_unix,
             "timings": {
                 "targeted_start": unix(r.intended_ns),
+                "predecessor_completed": at(r.predecessor_end_ns),
                 "queued": unix(r.intended_ns),
                 "dequeued": unix(r.intended_ns),
                 "scheduled_at": unix(r.intended_ns),
@@ -436,8 +445,8 @@ fn request_stats(level: &LevelResult, r: &RequestRecord) -> Value {
         "request_end_time": unix(r.end_ns),
         "request_latency": latency,
         "request_dispatch_delay": r.dispatch_delay_s(),
-        "turn_predecessor_delay": 0.0,
-        "turn_scheduling_delay": r.dispatch_delay_s(),
+        "turn_predecessor_delay": r.turn_predecessor_delay_s(),
+        "turn_scheduling_delay": r.turn_scheduling_delay_s(),
         "request_scheduled_latency": r.scheduled_latency_s(),
         "prompt_tokens": r.prompt_tokens,
         "cached_tokens": r.cached_tokens,

@@ -30,15 +30,17 @@ pub(super) fn result(
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64();
+    let (prompt_tokens, output_tokens) = prepared.workload.uniform();
+    let generates = config.target.endpoint.generates();
     let mut level = LevelResult {
         target: prepared.target.clone(),
         model: prepared.model.clone(),
         endpoint: config.target.endpoint.path().to_owned(),
         started_unix: started_unix + start_ns as f64 / 1e9,
         duration_s: requests.last_end_ns() as f64 / 1e9,
-        requested_prompt_tokens: Some(config.data.prompt_tokens),
-        requested_output_tokens: (config.target.endpoint.generates())
-            .then_some(config.data.output_tokens),
+        requested_prompt_tokens: prompt_tokens,
+        requested_output_tokens: output_tokens.filter(|_| generates),
+        data: config.data.spec(),
         fingerprint: config.fingerprint(&prepared.target, &prepared.model, &plan.strategy),
         stopped: shared.watch.reason(requests.len() as u64),
         requests,
@@ -54,6 +56,11 @@ pub(super) fn result(
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));
     level.warnings.extend(pauses(&shared.client.counters));
+    level.warnings.extend(other_sizes(
+        &level,
+        &shared.client.counters,
+        config.data.ignore_eos,
+    ));
     level.client = health::judge(&level, threads, &shared.client.counters);
     level
         .warnings
@@ -123,6 +130,24 @@ impl Others {
             self.number, self.low, self.high
         ))
     }
+}
+
+/// Requests that have not the sizes that each was asked for: where these differ, the records do not know them.
+fn other_sizes(level: &LevelResult, counters: &Counters, exact_output: bool) -> Vec<String> {
+    let of = level.requests.totals().successful;
+    let others = |number: u64, uniform: Option<u64>, what: &str| {
+        (number > 0 && uniform.is_none()).then(|| {
+            format!(
+                "{number} of {of} requests have another number of {what} tokens than was asked for"
+            )
+        })
+    };
+    let prompts = counters.other_prompts.load(Relaxed);
+    let outputs = counters.other_outputs.load(Relaxed);
+    let outputs = if exact_output { outputs } else { 0 };
+    let prompts = others(prompts, level.requested_prompt_tokens, "prompt");
+    let outputs = others(outputs, level.requested_output_tokens, "output");
+    prompts.into_iter().chain(outputs).collect()
 }
 
 /// What the records themselves say against the numbers.

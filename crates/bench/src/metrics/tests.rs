@@ -1,7 +1,7 @@
 //! Metrics of levels small enough to compute by hand.
 
 use super::*;
-use crate::record::{ClientHealth, Outcome, TokenSource};
+use crate::record::{Outcome, TokenSource};
 
 const MS: u64 = 1_000_000;
 
@@ -30,7 +30,6 @@ fn request(sent: u64, ttft: u64, gap: u64, tokens: u64) -> RequestRecord {
 fn level(strategy: Strategy, requests: Vec<RequestRecord>) -> LevelResult {
     let end = requests.iter().map(|r| r.end_ns).max().unwrap_or(0);
     LevelResult {
-        strategy,
         target: "http://127.0.0.1:8000".into(),
         model: "m".into(),
         endpoint: "/v1/completions".into(),
@@ -39,18 +38,7 @@ fn level(strategy: Strategy, requests: Vec<RequestRecord>) -> LevelResult {
         requested_prompt_tokens: Some(10),
         requested_output_tokens: Some(5),
         requests: requests.into(),
-        slo: None,
-        rampup_s: 0.0,
-        warmup_s: 0.0,
-        cooldown_s: 0.0,
-        stopped: None,
-        warnings: vec![],
-        fingerprint: String::new(),
-        client: ClientHealth::default(),
-        server: Default::default(),
-        server_samples: Vec::new(),
-        host: None,
-        gpus: Vec::new(),
+        ..LevelResult::empty(strategy)
     }
 }
 

@@ -425,12 +425,11 @@ impl Server {
         fault: Fault,
     ) -> Result<(), Closed> {
         let chat = body.get("messages").is_some();
-        let prompt = if chat {
-            &body["messages"][0]["content"]
-        } else {
-            &body["prompt"]
+        let prompt_tokens = match body["messages"].as_array() {
+            // What stands around a message counts each time.
+            Some(messages) => messages.iter().map(|m| self.count(&m["content"])).sum(),
+            None => self.count(&body["prompt"]),
         };
-        let prompt_tokens = self.count(prompt);
         let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": max_tokens, "total_tokens": prompt_tokens + max_tokens});
         match fault {
             Fault::Status(status, message) => {

@@ -4,11 +4,16 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::PromptFormat;
+use super::lengths::Drawn;
+use super::prompts::{Kind, Prompts, Words};
+use super::synthetic::Synthetic;
+use super::words::{OPENING, WORDS, sample};
 use crate::chunk::Usage;
-use crate::config::{PromptFormat, TokenCounter};
+use crate::config::TokenCounter;
 use crate::error::BenchError;
 use crate::preflight::Probe;
-use crate::prompts::{OPENING, Prompts, Random, WORDS, sample};
+use crate::random::Random;
 
 /// Fewer words than this would make prompts alike.
 const ENOUGH_WORDS: usize = 16;
@@ -40,67 +45,73 @@ impl Counter {
             Counter::Local(tokenizer) => Some(tokenizer.count_prompt(text) as u64),
             Counter::Tokenize => probe.tokenize(text).await.ok().flatten(),
             Counter::Usage => {
-                let prompts = Arc::new(Prompts::Fixed(vec![text.to_owned()]));
-                probe.send(&prompts).await.ok().flatten()?.prompt_tokens
+                let sent = Prompts::Fixed(vec![(text.to_owned(), 0)]);
+                let usage = probe.send(Synthetic::plain(sent, 1)).await.ok().flatten();
+                usage?.prompt_tokens
             }
         }
     }
 }
 
-/// The run's prompts. `usage`: what the server counted for a prompt of [`OPENING`] alone.
+/// What the run's prompts are made of. `usage`: what the server counted for a prompt of [`OPENING`] alone.
 pub(crate) async fn prompts(
     probe: &mut Probe<'_>,
     usage: Option<Usage>,
     warnings: &mut Vec<String>,
-) -> Result<Prompts, BenchError> {
+) -> Result<(Prompts, u64), BenchError> {
     let data = &probe.config.data;
     let seed = data.seed.unwrap_or_else(fresh_seed);
-    let want = data.prompt_tokens;
+    let want = data.usual_prompt();
     if let PromptFormat::TokenIds { low, high } = data.format {
-        return Ok(Prompts::TokenIds {
-            count: want as usize,
-            range: (low, high),
-            seed,
-        });
+        let range = (low, high);
+        return Ok((Prompts::TokenIds { range, seed }, seed));
     }
+    let mut words = Words {
+        list: WORDS.to_vec(),
+        per_word: 1.0,
+        overhead: 1,
+        overhead_behind_prefix: 1,
+        seed,
+    };
     let by_usage = usage.and_then(|u| u.prompt_tokens);
     let Some((counter, opening)) = choose_counter(probe, by_usage, warnings).await else {
         warnings.push(
             "prompt lengths are a guess: the server sends no usage and has no /tokenize, and no tokenizer was given"
                 .into(),
         );
-        return Ok(Prompts::Words {
-            words: WORDS.to_vec(),
-            count: want.saturating_sub(1) as usize,
-            seed,
-        });
+        return Ok((Prompts::Words(words), seed));
     };
     if want < opening {
         warnings.push(format!(
             "prompts have {opening} tokens, not {want}: what stands around the text (a BOS, a chat template) needs as many"
         ));
     }
-    let words = single_token_words(probe, &counter, opening).await;
-    if words.len() < ENOUGH_WORDS {
-        return fitted(probe, &counter, want, seed, warnings).await;
+    let good = single_token_words(probe, &counter, opening).await;
+    if good.len() < ENOUGH_WORDS {
+        let prompts = fitted(probe, &counter, words, warnings).await;
+        return Ok((prompts, seed));
     }
-    let mut prompts = Prompts::Words {
-        words,
-        count: want.saturating_sub(opening) as usize,
-        seed,
-    };
+    words.list = good;
+    words.overhead = opening;
     if want >= opening {
-        verify(
+        words.overhead = verify(probe, &counter, by_usage.is_some(), &words, None, warnings).await;
+    }
+    // The prefix alone is the opening and words of a token each; with it comes what the server puts around
+    // a system message, which the prompt makes up for.
+    words.overhead_behind_prefix = words.overhead;
+    let prefix = data.prefix_buckets.iter().map(|b| b.tokens).max();
+    if let Some(prefix) = prefix.filter(|tokens| *tokens > 0) {
+        words.overhead_behind_prefix = verify(
             probe,
             &counter,
             by_usage.is_some(),
-            want,
-            &mut prompts,
+            &words,
+            Some(prefix),
             warnings,
         )
         .await;
     }
-    Ok(prompts)
+    Ok((Prompts::Words(words), seed))
 }
 
 /// A seed that differs from run to run.
@@ -175,59 +186,86 @@ async fn single_token_words(
     good
 }
 
-/// Count a real prompt, put a constant difference right, and say so if it stays.
+/// Count a real prompt, behind a prefix of so many tokens if one is given; the overhead that puts a constant
+/// difference right. Says so if a difference stays.
 async fn verify(
     probe: &mut Probe<'_>,
     counter: &Counter,
     by_usage: bool,
-    want: u64,
-    prompts: &mut Prompts,
+    words: &Words,
+    prefix: Option<u64>,
     warnings: &mut Vec<String>,
-) {
+) -> u64 {
+    let want = probe.config.data.usual_prompt();
+    let whole = want + prefix.unwrap_or(0);
+    let mut words = words.clone();
     for last in [false, true] {
         let counted = if by_usage {
-            let sent = Arc::new(prompts.clone());
+            let mut made = Synthetic::plain(Prompts::Words(words.clone()), want);
+            made.prefixes = prefix.map(super::PrefixBucket::of).into_iter().collect();
             probe
-                .send(&sent)
+                .send(made)
                 .await
                 .ok()
                 .flatten()
                 .and_then(|u| u.prompt_tokens)
         } else {
-            counter.count(probe, &prompts.text(u64::MAX)).await
+            counter.count(probe, &text(&words, want, prefix)).await
+        };
+        let overhead = match prefix {
+            None => &mut words.overhead,
+            Some(_) => &mut words.overhead_behind_prefix,
         };
         match counted {
-            Some(n) if n == want => return,
+            Some(n) if n == whole => return *overhead,
             Some(n) if last => {
                 warnings.push(format!(
-                    "prompts of {want} tokens could not be made exactly: a test prompt has {n}"
+                    "prompts of {whole} tokens could not be made exactly: a test prompt has {n}"
                 ));
             }
-            Some(n) => {
-                if let Prompts::Words { count, .. } = prompts {
-                    *count = (*count as u64 + want).saturating_sub(n) as usize;
-                }
-            }
+            Some(n) => *overhead = (*overhead + n).saturating_sub(whole),
             None => {
-                warnings.push(format!("the length of the prompts ({want} tokens) could not be checked: a test prompt was refused"));
-                return;
+                warnings.push(format!("the length of the prompts ({whole} tokens) could not be checked: a test prompt was refused"));
+                break;
             }
         }
     }
+    match prefix {
+        None => words.overhead,
+        Some(_) => words.overhead_behind_prefix,
+    }
+}
+
+/// A prompt as the endpoints that take a text have it.
+fn text(words: &Words, want: u64, prefix: Option<u64>) -> String {
+    let mut text = OPENING.as_bytes().to_vec();
+    let mut overhead = words.overhead;
+    if let Some(tokens) = prefix {
+        words.push(Kind::Prefix, u64::MAX, words.count(tokens, 1), &mut text);
+        text.push(b' ');
+        text.extend_from_slice(OPENING.as_bytes());
+        overhead = words.overhead_behind_prefix;
+    }
+    words.push(Kind::User, u64::MAX, words.count(want, overhead), &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// For tokenizers that need several tokens a word: prompts made one by one until each fits.
 async fn fitted(
     probe: &mut Probe<'_>,
     counter: &Counter,
-    want: u64,
-    seed: u64,
+    mut words: Words,
     warnings: &mut Vec<String>,
-) -> Result<Prompts, BenchError> {
+) -> Prompts {
+    let data = &probe.config.data;
+    let lengths = Drawn::tokens(data.prompt_tokens, data.prompt_spread);
+    let alone = data.turns == 1 && data.prefix_buckets.is_empty();
     let levels = probe.config.levels() as u64;
     let needed = match counter {
         // Each count would be a computed request: a guess and the truth in the records must do.
         Counter::Usage => 0,
+        // The same text again and again behind others that differ.
+        _ if !alone => 0,
         _ => probe
             .config
             .limits
@@ -243,28 +281,22 @@ async fn fitted(
     };
     let mut prompts = Vec::new();
     for number in 0..needed {
-        match fit(
-            probe,
-            counter,
-            want,
-            per_word,
-            &mut Random::new(seed, number),
-        )
-        .await
-        {
-            Some(prompt) => prompts.push(prompt),
+        let want = lengths.count(&mut Random::apart(words.seed, number));
+        let mut random = Random::new(words.seed, number);
+        match fit(probe, counter, want, per_word, &mut random).await {
+            Some(prompt) => prompts.push((prompt, want)),
             None => break,
         }
     }
     if prompts.len() as u64 == needed && needed > 0 {
-        return Ok(Prompts::Fixed(prompts));
+        return Prompts::Fixed(prompts);
     }
+    let want = data.prompt_tokens;
     warnings.push(format!("prompts have about {want} tokens, not exactly: the model's tokenizer does not take common words as one token each; --prompt-format token-ids is exact"));
-    Ok(Prompts::Words {
-        words: WORDS.to_vec(),
-        count: (want as f64 / per_word) as usize,
-        seed,
-    })
+    words.per_word = per_word;
+    words.overhead = 0;
+    words.overhead_behind_prefix = 0;
+    Prompts::Words(words)
 }
 
 /// One prompt of exactly `want` tokens, or `None` if no try hits it.
