@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -13,6 +13,7 @@ use crate::chunk::{self, ChunkInfo, Content, Usage};
 use crate::clock::Clock;
 use crate::config::TokenCounter;
 use crate::connect::{Connection, Connector};
+use crate::counters::Counters;
 use crate::data::Workload;
 use crate::data::session::{Session, Sizes};
 use crate::http1::{Head, ReadError, read_body, read_head};
@@ -24,58 +25,6 @@ use crate::target::Timeouts;
 /// Largest body that is not a stream (an error, an answer of a server that does not stream), bytes.
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
-/// Running sums for the display, shared by all clients of a level.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub sent: AtomicU64,
-    pub successful: AtomicU64,
-    pub errored: AtomicU64,
-    pub chunks: AtomicU64,
-    pub output_tokens: AtomicU64,
-    pub total_tokens: AtomicU64,
-    /// First tokens, those of requests that are still going on included, and the sum of their TTFT.
-    pub first_tokens: AtomicU64,
-    pub first_token_us: AtomicU64,
-    pub ttft_us: AtomicU64,
-    pub itl_us: AtomicU64,
-    /// Requests that `itl_us` sums up.
-    pub itl_requests: AtomicU64,
-    /// Requests whose prompt or answer has another number of tokens than was asked for.
-    pub other_prompts: AtomicU64,
-    pub other_outputs: AtomicU64,
-    /// CPU time of the client's threads, ns.
-    pub cpu_ns: AtomicU64,
-    /// The latest that a thread woke since the display last asked, us.
-    pub late_us: AtomicU64,
-    /// Connections opened, and what opening them took: all together and the longest.
-    pub connections: AtomicU64,
-    pub connect_us: AtomicU64,
-    pub connect_max_us: AtomicU64,
-    /// Waits that the server asked for, and their length in all.
-    pub pauses: AtomicU64,
-    pub paused_ms: AtomicU64,
-}
-
-impl Counters {
-    /// Note it if a request has not the sizes that were asked for.
-    fn compare(&self, sizes: &Sizes, usage: Option<Usage>, record: &RequestRecord) {
-        let counted = usage.and_then(|u| u.prompt_tokens).filter(|_| sizes.exact);
-        if counted.is_some_and(|n| Some(n) != sizes.prompt_tokens) {
-            self.other_prompts.fetch_add(1, Relaxed);
-        }
-        if record.output_tokens != sizes.output_tokens {
-            self.other_outputs.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// A connection stands after so many nanoseconds.
-    fn connected(&self, took_ns: u64) {
-        self.connections.fetch_add(1, Relaxed);
-        self.connect_us.fetch_add(took_ns / 1000, Relaxed);
-        self.connect_max_us.fetch_max(took_ns / 1000, Relaxed);
-    }
-}
-
 /// All that clients share.
 pub(crate) struct Shared {
     pub clock: Clock,
@@ -86,6 +35,21 @@ pub(crate) struct Shared {
     /// Counts output tokens where the server does not.
     pub tokenizer: Option<Arc<dyn TokenCounter>>,
     pub counters: Counters,
+}
+
+impl Shared {
+    /// Tokens of a prompt that neither the data nor the server tells, by the tokenizer if there is one. A prompt
+    /// with a template around it is more than its text, and cannot be counted.
+    fn count_prompt(&self, prompt: &[u8]) -> u64 {
+        let counted = self.tokenizer.as_ref().and_then(|tokenizer| {
+            let text: String = serde_json::from_slice(prompt).ok()?;
+            Some(tokenizer.count_prompt(&text) as u64)
+        });
+        if counted.is_none() {
+            self.counters.unknown_prompts.fetch_add(1, Relaxed);
+        }
+        counted.unwrap_or(0)
+    }
 }
 
 /// What the client must do for a request besides measuring it.
@@ -172,11 +136,18 @@ impl Client {
         record: &mut RequestRecord,
     ) -> Result<Option<Usage>, Failure> {
         let template = &shared.template;
-        let mut sizes = Sizes::default();
+        let mut sizes = Ok(Sizes::default());
         let prompt = template.write(&mut self.wire, &mut self.body, |out| {
             sizes = shared.workload.write(template.form, session, out);
-            sizes.output_tokens
+            sizes.as_ref().map_or(0, |s| s.output_tokens)
         });
+        let sizes = match sizes {
+            Ok(sizes) => sizes,
+            Err(reason) => {
+                (record.sent_ns, record.end_ns) = (shared.clock.now_ns(), shared.clock.now_ns());
+                return Err(Failure::Broken(reason));
+            }
+        };
         record.prompt_tokens = sizes.prompt_tokens.unwrap_or(0);
         record.sent_ns = shared.clock.now_ns();
         self.said.clear();
@@ -198,12 +169,25 @@ impl Client {
                 self.pause = failure.retry_after();
             }
             Ok(usage) => {
+                let prompt = self.body.get(prompt).unwrap_or_default();
+                if sizes.prompt_tokens.is_none() && usage.is_none_or(|u| u.prompt_tokens.is_none())
+                {
+                    record.prompt_tokens = shared.count_prompt(prompt);
+                }
                 if template.generates {
                     shared.counters.compare(&sizes, *usage, record);
                 }
-                let tokens = record.prompt_tokens + record.output_tokens;
-                let prompt = self.body.get(prompt).unwrap_or_default();
-                session.advance(template.form, prompt, &self.said, tokens, record.end_ns);
+                let answer = match session.goes_on() {
+                    true => shared.workload.answer(session),
+                    false => None,
+                };
+                session.advance(
+                    template.form,
+                    prompt,
+                    answer.as_deref().unwrap_or(&self.said),
+                    record.prompt_tokens + record.output_tokens,
+                    record.end_ns,
+                );
             }
         }
         result

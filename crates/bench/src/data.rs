@@ -1,18 +1,28 @@
 //! What requests hold. [`DataConfig`] is what the user asks for; `workload` gives each request its prompt and its
 //! number of output tokens, as a turn of a `session`: from `synthetic` texts (`prompts` of `words`, of drawn
-//! `lengths`) that `calibrate` has learnt to make as long as the server counts.
+//! `lengths`) that `calibrate` has learnt to make as long as the server counts, or from the `rows` of a file (a
+//! `table` whose `columns` hold prompts or a `conversation`, kept in a `store`).
 
 pub(crate) mod calibrate;
+mod columns;
+mod conversation;
 pub(crate) mod lengths;
 pub(crate) mod prompts;
+mod rows;
 pub(crate) mod session;
+mod source;
+mod store;
 mod synthetic;
+mod table;
 pub(crate) mod words;
 mod workload;
 
 use serde_json::{Value, json};
 
+pub use columns::Column;
 pub use lengths::{Spread, ThinkTime};
+pub(crate) use rows::Rows;
+pub use source::{DataSource, FileData, History, RowOrder};
 pub(crate) use synthetic::Synthetic;
 pub(crate) use workload::Workload;
 
@@ -76,6 +86,9 @@ impl Default for PrefixBucket {
 /// The requests' contents.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataConfig {
+    /// Where prompts come from. What is said below of prompts, prefixes and turns is of those that are made up:
+    /// a file has its own.
+    pub source: DataSource,
     /// Mean tokens of each prompt, as the server's `usage` counts them. Of the later turns of a session it is
     /// the length of what the user says then.
     pub prompt_tokens: u64,
@@ -105,6 +118,7 @@ pub struct DataConfig {
 impl Default for DataConfig {
     fn default() -> Self {
         DataConfig {
+            source: DataSource::Synthetic,
             prompt_tokens: 128,
             prompt_spread: Spread::default(),
             output_tokens: 64,
@@ -143,7 +157,7 @@ impl DataConfig {
         }
         if let Some(think_time) = self.think_time {
             think_time.check()?;
-            if self.turns == 1 {
+            if self.turns == 1 && self.source == DataSource::Synthetic {
                 return error(
                     "--think-time",
                     "is between the turns of a session, and --turns is 1",
@@ -155,6 +169,10 @@ impl DataConfig {
                 "--turns",
                 "an endpoint that answers with no text has no next turn",
             );
+        }
+        if let DataSource::File(file) = &self.source {
+            source::format_of(&file.path)?;
+            self.check_made_up()?;
         }
         if let PromptFormat::TokenIds { low, high } = self.format {
             if !target.endpoint.takes_raw_prompts() {
@@ -174,6 +192,27 @@ impl DataConfig {
             }
         }
         Ok(())
+    }
+
+    /// Settings of what is made up mean nothing where nothing is.
+    fn check_made_up(&self) -> Result<(), BenchError> {
+        let default = DataConfig::default();
+        let set = [
+            (
+                "--prompt-tokens-stdev",
+                self.prompt_spread != default.prompt_spread,
+            ),
+            ("--prefix", self.prefix_buckets != default.prefix_buckets),
+            ("--turns", self.turns != default.turns),
+            ("--prompt-format", self.format != default.format),
+        ];
+        match set.into_iter().find(|(_, set)| *set) {
+            None => Ok(()),
+            Some((flag, _)) => Err(BenchError::config(
+                flag,
+                "is for prompts that are made up, and --data names a file that has its own",
+            )),
+        }
     }
 
     fn check_prefixes(&self) -> Result<(), BenchError> {
@@ -221,12 +260,25 @@ impl DataConfig {
                 "prefix_buckets": format!("{:?}", self.prefix_buckets),
                 "turns": self.turns,
                 "think_time": format!("{:?}", self.think_time),
+                "source": match &self.source {
+                    DataSource::Synthetic => Value::Null,
+                    DataSource::File(file) => json!({
+                        "file": source::identity(&file.path),
+                        "columns": format!("{:?}", file.columns),
+                        "order": format!("{:?}", file.order),
+                        "history": format!("{:?}", file.history),
+                    }),
+                },
             })
         })
     }
 
     /// This in GuideLLM's words, for its report.
     pub(crate) fn spec(&self) -> Value {
+        if let DataSource::File(file) = &self.source {
+            let kind = table::Format::of(&file.path).map_or("json_file", table::Format::kind);
+            return json!({"kind": kind, "path": file.path.display().to_string()});
+        }
         let mut spec = json!({"kind": "synthetic_text"});
         let spreads = [
             ("prompt_tokens", self.prompt_tokens, self.prompt_spread),

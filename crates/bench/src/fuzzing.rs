@@ -1,6 +1,10 @@
-//! For the fuzz targets: an answer of a server, read without a socket.
+//! For the fuzz targets: an answer of a server, read without a socket; a file of prompts.
+
+use std::path::Path;
 
 use crate::chunk;
+use crate::data::{DataConfig, FileData, Rows};
+use crate::form::Form;
 use crate::http1::{Decoder, parse_head};
 use crate::repeat::ChunkParser;
 use crate::server_side::names::Reading;
@@ -29,6 +33,27 @@ pub fn response(bytes: &[u8], piece: usize) -> (Vec<String>, Option<String>) {
 /// How many samples a text of metrics has, and what the server says with them, for comparing.
 pub fn metrics(text: &str) -> (usize, String) {
     (samples(text).count(), format!("{:?}", Reading::of(text)))
+}
+
+/// The first prompts of a file of any format, or why it cannot be used.
+pub fn data_file(path: &Path) -> Result<Vec<String>, String> {
+    let (data, file) = (DataConfig::default(), FileData::new(path));
+    let folder = std::env::temp_dir();
+    let rows = Rows::load(
+        &data,
+        &file,
+        &Default::default(),
+        None,
+        &folder,
+        &mut vec![],
+    );
+    let rows = rows.map_err(|e| e.to_string())?;
+    let prompt = |number| {
+        let mut out = Vec::new();
+        let written = rows.write(Form::Messages, &rows.session(number), &mut out);
+        written.map(|_| String::from_utf8_lossy(&out).into_owned())
+    };
+    (0..4).map(prompt).collect()
 }
 
 fn read(

@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use crate::client::Counters;
 use crate::column::Column;
+use crate::counters::Counters;
 use crate::distribution::summarize;
 use crate::read_lag::ReadLags;
 use crate::record::{ClientHealth, LevelResult};

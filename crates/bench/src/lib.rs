@@ -20,6 +20,7 @@ mod clock;
 mod column;
 pub mod config;
 mod connect;
+mod counters;
 pub mod data;
 pub mod distribution;
 pub mod drift;
@@ -68,7 +69,10 @@ mod worker;
 
 pub use cancel::Cancel;
 pub use config::{BenchConfig, Phase, TokenCounter};
-pub use data::{DataConfig, PrefixBucket, PromptFormat, Spread, ThinkTime};
+pub use data::{
+    Column, DataConfig, DataSource, FileData, History, PrefixBucket, PromptFormat, RowOrder,
+    Spread, ThinkTime,
+};
 pub use distribution::{DistributionSummary, summarize, summarize_weighted};
 pub use drift::Drift;
 pub use error::BenchError;

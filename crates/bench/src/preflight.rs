@@ -10,15 +10,16 @@ use serde_json::Value;
 use crate::ask::ask;
 use crate::body::{BodyShape, RequestTemplate, plain_request};
 use crate::chunk::{Usage, excerpt};
-use crate::client::{Client, Counters, Failure, Shared};
+use crate::client::{Client, Failure, Shared};
 use crate::clock::Clock;
 use crate::config::BenchConfig;
 use crate::connect::Connector;
+use crate::counters::Counters;
 use crate::data::lengths::Drawn;
 use crate::data::prompts::Prompts;
 use crate::data::session::Session;
 use crate::data::words::OPENING;
-use crate::data::{PromptFormat, Spread, Synthetic, Workload, calibrate};
+use crate::data::{DataSource, PromptFormat, Rows, Spread, Synthetic, Workload, calibrate};
 use crate::error::BenchError;
 use crate::gpu::Driver;
 use crate::host::Place;
@@ -58,6 +59,9 @@ pub struct Prepared {
 /// a key, or refuses a test request.
 pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
     let base = config.check()?;
+    let mut warnings = Vec::new();
+    // A row that cannot be sent is told before anything is.
+    let rows = load(config, &mut warnings).await?;
     let connector = Connector::new(&base, &config.target).await?;
     let mut probe = Probe {
         config,
@@ -68,7 +72,6 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         client: Client::default(),
         number: u64::MAX,
     };
-    let mut warnings = Vec::new();
     if config.target.insecure && base.tls {
         warnings.push(
             "any certificate was trusted (--insecure): nobody knows which server this was".into(),
@@ -86,8 +89,13 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         }
     };
     let usage = probe.settle_shape(&models, &mut warnings).await?;
-    let (prompts, seed) = calibrate::prompts(&mut probe, usage, &mut warnings).await?;
-    let workload = Workload::Synthetic(Synthetic::new(&config.data, prompts, seed));
+    let workload = match rows {
+        Some(rows) => Workload::Rows(rows),
+        None => {
+            let (prompts, seed) = calibrate::prompts(&mut probe, usage, &mut warnings).await?;
+            Workload::Synthetic(Synthetic::new(&config.data, prompts, seed))
+        }
+    };
     let Probe { model, shape, .. } = probe;
     let url = config.metrics_url.as_deref();
     let metrics = MetricsSource::find(url, &base, &config.target, &mut warnings).await?;
@@ -106,6 +114,32 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         connector,
         base,
     })
+}
+
+/// The rows of a file, where the requests come from one.
+async fn load(
+    config: &BenchConfig,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Rows>, BenchError> {
+    let DataSource::File(file) = config.data.source.clone() else {
+        return Ok(None);
+    };
+    let path = file.path.clone();
+    let (data, target) = (config.data.clone(), config.target.clone());
+    let tokenizer = config.tokenizer.clone();
+    let folder = config.output_dir.clone().unwrap_or_else(std::env::temp_dir);
+    // On a thread of its own: it may take long, and meanwhile the run can be cancelled.
+    let loaded = tokio::task::spawn_blocking(move || {
+        let mut warnings = Vec::new();
+        let rows = Rows::load(&data, &file, &target, tokenizer, &folder, &mut warnings)?;
+        Ok((rows, warnings))
+    });
+    let (rows, found) = loaded.await.map_err(|_| BenchError::Read {
+        path,
+        problem: "reading it ended early".into(),
+    })??;
+    warnings.extend(found);
+    Ok(Some(rows))
 }
 
 /// Sends test requests.

@@ -44,9 +44,7 @@ impl LevelShared {
 
     /// How long the user of a session thinks before its next turn, ns.
     fn think_ns(&self, session: &Session) -> u64 {
-        let before = session.turn.saturating_sub(1);
-        let seconds = self.client.workload.think_s(session.number, before);
-        (seconds * 1e9) as u64
+        (self.client.workload.think_s(session) * 1e9) as u64
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use powerband_bench::fuzzing::response;
+use powerband_bench::fuzzing::{data_file, response};
 use powerband_bench::{LevelResult, Outcome, RequestRecord, Requests, guidellm, jsonl};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -194,5 +194,68 @@ proptest! {
             bytes[at] = byte;
         }
         prop_assert_eq!(response(&bytes, piece), response(&bytes, bytes.len()));
+    }
+}
+
+/// What a file of prompts gives; an error must name the file.
+fn prompts(name: &str, bytes: &[u8]) -> Result<Vec<String>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    let prompts = data_file(&path);
+    if let Err(error) = &prompts {
+        assert!(error.contains(name), "{error}");
+    }
+    for prompt in prompts.iter().flatten() {
+        let json: Value = serde_json::from_str(prompt).unwrap();
+        assert!(json.is_array(), "{prompt}");
+    }
+    prompts
+}
+
+#[test]
+fn files_of_prompts_cut_off_or_flipped_anywhere_are_read_or_refused() {
+    let parquet = std::fs::read("tests/fixtures/data/zstd.parquet").unwrap();
+    let sharegpt = std::fs::read("tests/fixtures/data/sharegpt.parquet").unwrap();
+    let json = b"[{\"conversations\": [{\"from\": \"human\", \"value\": \"\\u00fc\"}]}, {\"prompt\": [1, 2]}]";
+    let lines =
+        b"{\"prompt\": \"a\", \"output_tokens\": 3}\n{\"prompt\": \"b\", \"requeue_delay\": 0.5}\n";
+    let csv = b"prompt_0,prompt_1,output_tokens\n\"a \"\"b\"\"\",c,3\nd,,\n";
+    let files: [(&str, &[u8]); 5] = [
+        ("a.parquet", &parquet),
+        ("b.parquet", &sharegpt),
+        ("a.json", json),
+        ("a.jsonl", lines),
+        ("a.csv", csv),
+    ];
+    for (name, whole) in files {
+        assert_eq!(prompts(name, whole).map(|p| p.len()), Ok(4), "{name}");
+        for i in 0..whole.len() {
+            let _ = prompts(name, &whole[..i]);
+            for flip in [0x01, 0x80, 0xff] {
+                let mut other = whole.to_vec();
+                other[i] ^= flip;
+                let _ = prompts(name, &other);
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_prompts_or_an_error(
+        bytes in prop::collection::vec(any::<u8>(), 0..200), ending in "json|jsonl|csv|tsv|txt|parquet",
+    ) {
+        let _ = prompts(&format!("a.{ending}"), &bytes);
+    }
+
+    #[test]
+    fn any_text_is_sent_as_it_is(texts in prop::collection::vec("\\PC{1,30}", 4)) {
+        let lines: String = texts.iter().map(|text| json!({"prompt": text}).to_string() + "\n").collect();
+        let sent = prompts("a.jsonl", lines.as_bytes()).unwrap();
+        for (text, sent) in texts.iter().zip(sent) {
+            let sent: Value = serde_json::from_str(&sent).unwrap();
+            prop_assert_eq!(sent, json!([{"role": "user", "content": text}]));
+        }
     }
 }

@@ -181,13 +181,18 @@ async fn a_client_plays_the_turns_of_a_session_in_order_with_the_servers_answers
     assert_eq!(warnings(&level), NO_WARNINGS);
     assert!(!level.client.limited, "{}", level.client.reason);
     let sessions = by_session(&level);
-    assert_eq!(sessions.len(), 4);
+    // Of a client that falls behind, the last session has no time for all its turns.
+    assert!((4..=5).contains(&sessions.len()), "{}", sessions.len());
     for turns in sessions.values() {
-        assert_eq!(turns.iter().map(|r| r.turn).collect::<Vec<_>>(), [0, 1, 2]);
+        let played: Vec<u32> = turns.iter().map(|r| r.turn).collect();
+        assert_eq!(played, [0, 1, 2][..turns.len()]);
         assert_eq!(turns[0].predecessor_end_ns, None);
         // 10 tokens of the first prompt; later 1 around each message, 5 in each answer.
         let prompts: Vec<u64> = turns.iter().map(|r| r.prompt_tokens).collect();
-        assert_eq!(prompts, [10, 10 + (1 + 6) + 11, 10 + 2 * (1 + 6 + 11)]);
+        assert_eq!(
+            prompts,
+            [10, 10 + (1 + 6) + 11, 10 + 2 * (1 + 6 + 11)][..turns.len()]
+        );
         for pair in turns.windows(2) {
             assert_eq!(pair[1].predecessor_end_ns, Some(pair[0].end_ns));
             assert_eq!(
@@ -281,13 +286,17 @@ async fn in_an_open_loop_a_turn_takes_the_first_arrival_after_its_users_thoughts
     )
     .await;
     assert_eq!(level.requests.totals().successful, 60);
-    // The rate is one of requests, whatever their turn.
-    for (r, i) in level.requests.iter().zip(0u64..) {
-        assert!(r.intended_ns.abs_diff(i * 5_000_000) < 2_000_000 || r.intended_ns <= r.sent_ns);
-    }
+    // The rate is one of requests, whatever their turn: one each 5 ms.
+    let mut due: Vec<u64> = level.requests.iter().map(|r| r.intended_ns).collect();
+    due.sort_unstable();
+    assert!(
+        due[1..]
+            .windows(2)
+            .all(|w| (w[1] - w[0]).abs_diff(5_000_000) <= 1)
+    );
     let sessions = by_session(&level);
     let pairs: Vec<_> = sessions.values().filter(|turns| turns.len() == 2).collect();
-    assert!(pairs.len() >= 15, "{}", pairs.len());
+    assert!(pairs.len() >= 5, "{}", pairs.len());
     for turns in pairs {
         assert_eq!((turns[0].turn, turns[1].turn), (0, 1));
         assert!(turns[1].sent_ns >= turns[0].end_ns + 50_000_000);
@@ -317,7 +326,8 @@ async fn the_end_of_a_level_does_not_wait_for_a_user_who_thinks() {
 
 #[tokio::test]
 async fn guidellms_file_tells_sessions_and_settings() {
-    let folder = std::env::temp_dir().join(format!("powerband-sessions-{}", std::process::id()));
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().to_owned();
     let (level, _) = level(Settings::default(), Profile::Synchronous, 4, |c| {
         c.data.turns = 2;
         c.data.prompt_spread.stdev = Some(3);
@@ -353,5 +363,145 @@ async fn guidellms_file_tells_sessions_and_settings() {
     assert_eq!(back.data, level.data);
     let lines = jsonl::read(&folder.join("synchronous.jsonl")).unwrap();
     assert_eq!(lines, level.requests);
-    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// A file of this content, and its path.
+fn data_file(name: &str, content: &str) -> (tempfile::TempDir, DataSource) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    (folder, DataSource::File(FileData::new(path)))
+}
+
+#[tokio::test]
+async fn a_file_s_prompts_are_sent_with_their_own_lengths() {
+    let (_folder, source) = data_file(
+        "prompts.csv",
+        "question,output_tokens\n\"one, \"\"two\"\"\nthree\",3\nvier fünf,7\n",
+    );
+    let (level, bodies) = level(Settings::default(), Profile::Synchronous, 2, |c| {
+        c.data.source = source
+    })
+    .await;
+    let sent: Vec<(&str, u64)> = bodies
+        .iter()
+        .map(|b| {
+            (
+                b["prompt"].as_str().unwrap(),
+                b["max_tokens"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(sent, [("one, \"two\"\nthree", 3), ("vier fünf", 7)]);
+    assert_eq!(warnings(&level), NO_WARNINGS);
+    let tokens: Vec<(u64, u64)> = level
+        .requests
+        .iter()
+        .map(|r| (r.prompt_tokens, r.output_tokens))
+        .collect();
+    // The mock counts words, and one token around them.
+    assert_eq!(tokens, [(3, 3), (3, 7)]);
+    assert_eq!(level.data["kind"], "csv_file");
+}
+
+#[tokio::test]
+async fn levels_go_on_in_the_file_and_begin_again_with_a_warning() {
+    let (_folder, source) = data_file("prompts.txt", "a\nb\nc\nd\ne\n");
+    let mock = mock(Settings::default()).await;
+    let mut config = BenchConfig::new(mock.url(), Profile::Concurrent(vec![1, 1]));
+    config.limits.max_requests = Some(3);
+    config.data.source = source;
+    let levels = run(&config, |_| {}, &Cancel::default()).await.unwrap();
+    let prompts = mock.prompts();
+    assert_eq!(prompts, ["a", "b", "c", "d", "e", "a"]);
+    let repeated = |level: &LevelResult| {
+        level
+            .warnings
+            .iter()
+            .any(|w| w.contains("again from the start"))
+    };
+    assert_eq!(
+        levels.iter().map(repeated).collect::<Vec<_>>(),
+        [false, true]
+    );
+}
+
+#[tokio::test]
+async fn conversations_of_a_file_have_the_system_message_and_every_turn() {
+    let (_folder, source) = data_file(
+        "chat.jsonl",
+        "{\"messages\": [{\"role\": \"system\", \"content\": \"be kind\"}, {\"role\": \"user\", \"content\": \"a\"}, \
+         {\"role\": \"assistant\", \"content\": \"b\"}, {\"role\": \"user\", \"content\": \"c\"}], \"output_tokens\": 2}\n",
+    );
+    let (level, bodies) = level(Settings::default(), Profile::Synchronous, 2, |c| {
+        c.target.endpoint = Endpoint::ChatCompletions;
+        c.data.source = source;
+    })
+    .await;
+    let said = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let first = vec![said("system", "be kind"), said("user", "a")];
+    let mut second = first.clone();
+    second.extend([said("assistant", " wörd wörd"), said("user", "c")]);
+    assert_eq!(bodies[0]["messages"], Value::Array(first));
+    assert_eq!(bodies[1]["messages"], Value::Array(second));
+    let turns: Vec<u32> = level.requests.iter().map(|r| r.turn).collect();
+    assert_eq!(turns, [0, 1]);
+}
+
+#[tokio::test]
+async fn a_bad_row_is_an_error_before_anything_is_sent() {
+    let (_folder, source) = data_file("prompts.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": 5}\n");
+    let mock = mock(Settings::default()).await;
+    let mut config = BenchConfig::new(mock.url(), Profile::Synchronous);
+    config.data.source = source;
+    let error = run(&config, |_| {}, &Cancel::default())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("prompts.jsonl: line 2: column `prompt`: a number"),
+        "{error}"
+    );
+    assert_eq!(
+        mock.seen
+            .connections
+            .load(std::sync::atomic::Ordering::SeqCst),
+        0
+    );
+}
+
+#[tokio::test]
+async fn prompt_tokens_that_nobody_tells_are_counted_by_a_tokenizer_or_said_to_be_unknown() {
+    struct Words;
+    impl TokenCounter for Words {
+        fn count_prompt(&self, text: &str) -> usize {
+            text.split(' ').count()
+        }
+        fn count_output(&self, text: &str) -> usize {
+            text.split(' ').count()
+        }
+    }
+    for tokenizer in [false, true] {
+        let (_folder, source) = data_file("prompts.txt", "a \"b\" c\n");
+        let settings = Settings {
+            fault: Fault::NoUsage,
+            ..Settings::default()
+        };
+        let (level, _) = level(settings, Profile::Synchronous, 1, |c| {
+            c.data.source = source;
+            if tokenizer {
+                c.tokenizer = Some(std::sync::Arc::new(Words));
+            }
+        })
+        .await;
+        let counted = level.requests.first().unwrap().prompt_tokens;
+        let told = level
+            .warnings
+            .iter()
+            .any(|w| w.contains("prompt tokens of 1 of 1 requests are not known"));
+        assert_eq!(
+            (counted, told),
+            if tokenizer { (3, false) } else { (0, true) }
+        );
+    }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Session {
     /// The turn to come, from 0, and how many there are.
     pub turn: u32,
     pub turns: u32,
+    /// What a file holds of it, as it is stored.
+    pub row: Vec<u8>,
     /// What was said before, as [`Form::keep`] has it.
     pub history: Vec<u8>,
     /// Tokens of that, as far as they are known.

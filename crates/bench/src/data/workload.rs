@@ -1,14 +1,17 @@
 //! What the requests of a run hold, whatever it comes from.
 
+use super::rows::Rows;
 use super::session::{Session, Sizes};
 use super::synthetic::Synthetic;
 use crate::form::Form;
 
 /// The sessions of a run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Workload {
     /// Made up.
     Synthetic(Synthetic),
+    /// Of a file.
+    Rows(Rows),
 }
 
 impl Workload {
@@ -16,6 +19,7 @@ impl Workload {
     pub fn first_session(&self, level: u64) -> u64 {
         match self {
             Workload::Synthetic(_) => level << 32,
+            Workload::Rows(rows) => rows.first_session(),
         }
     }
 
@@ -23,20 +27,36 @@ impl Workload {
     pub fn session(&self, number: u64) -> Session {
         match self {
             Workload::Synthetic(made) => Session::new(number, made.turns),
+            Workload::Rows(rows) => rows.session(number),
         }
     }
 
     /// Append the session's next prompt as JSON.
-    pub fn write(&self, form: Form, session: &Session, out: &mut Vec<u8>) -> Sizes {
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub fn write(&self, form: Form, session: &Session, out: &mut Vec<u8>) -> Result<Sizes, String> {
         match self {
-            Workload::Synthetic(made) => made.write(form, session, out),
+            Workload::Synthetic(made) => Ok(made.write(form, session, out)),
+            Workload::Rows(rows) => rows.write(form, session, out),
         }
     }
 
-    /// How long the user thinks after a turn of a session, seconds.
-    pub fn think_s(&self, session: u64, turn: u32) -> f64 {
+    /// How long the user thinks before the session's next turn, seconds.
+    pub fn think_s(&self, session: &Session) -> f64 {
         match self {
-            Workload::Synthetic(made) => made.think_s(session, turn),
+            Workload::Synthetic(made) => {
+                made.think_s(session.number, session.turn.saturating_sub(1))
+            }
+            Workload::Rows(rows) => rows.think_s(session),
+        }
+    }
+
+    /// What the session's next turn is to hold as the answer to this one, if not what the server says.
+    pub fn answer(&self, session: &Session) -> Option<String> {
+        match self {
+            Workload::Synthetic(_) => None,
+            Workload::Rows(rows) => rows.answer(session),
         }
     }
 
@@ -44,6 +64,15 @@ impl Workload {
     pub fn uniform(&self) -> (Option<u64>, Option<u64>) {
         match self {
             Workload::Synthetic(made) => made.uniform(),
+            Workload::Rows(rows) => (None, rows.uniform()),
+        }
+    }
+
+    /// What is to be told of a level of so many sessions, the first with this number.
+    pub fn warning(&self, first_session: u64, sessions: u64) -> Option<String> {
+        match self {
+            Workload::Synthetic(_) => None,
+            Workload::Rows(rows) => rows.warning(first_session, sessions),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::LevelPlan;
-use crate::client::Counters;
 use crate::config::Phase;
+use crate::counters::Counters;
 use crate::health::{self, ThreadHealth};
 use crate::metrics::{nth_end_ns, seconds};
 use crate::preflight::Prepared;
@@ -56,6 +56,10 @@ pub(super) fn result(
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));
     level.warnings.extend(pauses(&shared.client.counters));
+    let sessions = shared.sessions.load(Relaxed);
+    level
+        .warnings
+        .extend(prepared.workload.warning(shared.first_session, sessions));
     level.warnings.extend(other_sizes(
         &level,
         &shared.client.counters,
@@ -145,9 +149,13 @@ fn other_sizes(level: &LevelResult, counters: &Counters, exact_output: bool) -> 
     let prompts = counters.other_prompts.load(Relaxed);
     let outputs = counters.other_outputs.load(Relaxed);
     let outputs = if exact_output { outputs } else { 0 };
+    let unknown = counters.unknown_prompts.load(Relaxed);
+    let unknown = (unknown > 0).then(|| {
+        format!("the prompt tokens of {unknown} of {of} requests are not known and counted as none: neither the server nor the data tells them, nor a tokenizer")
+    });
     let prompts = others(prompts, level.requested_prompt_tokens, "prompt");
     let outputs = others(outputs, level.requested_output_tokens, "output");
-    prompts.into_iter().chain(outputs).collect()
+    [prompts, outputs, unknown].into_iter().flatten().collect()
 }
 
 /// What the records themselves say against the numbers.

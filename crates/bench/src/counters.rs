@@ -1,0 +1,61 @@
+//! Running sums of a level, for the display and for what is told at its end.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::chunk::Usage;
+use crate::data::session::Sizes;
+use crate::record::RequestRecord;
+
+/// The sums, shared by all clients of a level.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub sent: AtomicU64,
+    pub successful: AtomicU64,
+    pub errored: AtomicU64,
+    pub chunks: AtomicU64,
+    pub output_tokens: AtomicU64,
+    pub total_tokens: AtomicU64,
+    /// First tokens, those of requests that are still going on included, and the sum of their TTFT.
+    pub first_tokens: AtomicU64,
+    pub first_token_us: AtomicU64,
+    pub ttft_us: AtomicU64,
+    pub itl_us: AtomicU64,
+    /// Requests that `itl_us` sums up.
+    pub itl_requests: AtomicU64,
+    /// Requests whose prompt or answer has another number of tokens than was asked for.
+    pub other_prompts: AtomicU64,
+    pub other_outputs: AtomicU64,
+    /// Requests of which nobody tells the prompt tokens.
+    pub unknown_prompts: AtomicU64,
+    /// CPU time of the client's threads, ns.
+    pub cpu_ns: AtomicU64,
+    /// The latest that a thread woke since the display last asked, us.
+    pub late_us: AtomicU64,
+    /// Connections opened, and what opening them took: all together and the longest.
+    pub connections: AtomicU64,
+    pub connect_us: AtomicU64,
+    pub connect_max_us: AtomicU64,
+    /// Waits that the server asked for, and their length in all.
+    pub pauses: AtomicU64,
+    pub paused_ms: AtomicU64,
+}
+
+impl Counters {
+    /// Note it if a request has not the sizes that were asked for.
+    pub fn compare(&self, sizes: &Sizes, usage: Option<Usage>, record: &RequestRecord) {
+        let counted = usage.and_then(|u| u.prompt_tokens).filter(|_| sizes.exact);
+        if counted.is_some_and(|n| Some(n) != sizes.prompt_tokens) {
+            self.other_prompts.fetch_add(1, Relaxed);
+        }
+        if record.output_tokens != sizes.output_tokens {
+            self.other_outputs.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A connection stands after so many nanoseconds.
+    pub fn connected(&self, took_ns: u64) {
+        self.connections.fetch_add(1, Relaxed);
+        self.connect_us.fetch_add(took_ns / 1000, Relaxed);
+        self.connect_max_us.fetch_max(took_ns / 1000, Relaxed);
+    }
+}
