@@ -9,6 +9,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 use powerband_model::ModelSpec;
 
@@ -128,8 +129,28 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut scratch = SCRATCH.take();
-        with_element!(self.layout.dtype, E => attend_task::<S, E>(s, &self, &mut scratch));
+        with_element!(self.layout.dtype, E => s.call(TypedTask::<E> {
+            task: &self,
+            scratch: &mut scratch,
+            element: PhantomData,
+        }));
         SCRATCH.set(scratch);
+    }
+}
+
+/// A task whose element type is known: a function of its own for each.
+struct TypedTask<'a, E> {
+    task: &'a Task<'a>,
+    scratch: &'a mut Vec<f32>,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for TypedTask<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        attend_task::<S, E>(s, self.task, self.scratch);
     }
 }
 
@@ -205,14 +226,15 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
                     (2, false) => score::<S, E, 2, 1>(s, &keys, q, to),
                     (3, false) => score::<S, E, 3, 1>(s, &keys, q, to),
                     (4, false) => score::<S, E, 4, 1>(s, &keys, q, to),
-                    (1, true) if S::PANEL > 4 => score::<S, E, 1, 2>(s, &keys, q, to),
-                    (2, true) if S::PANEL > 4 => score::<S, E, 2, 2>(s, &keys, q, to),
-                    (3, true) if S::PANEL > 4 => score::<S, E, 3, 2>(s, &keys, q, to),
-                    (4, true) if S::PANEL > 4 => score::<S, E, 4, 2>(s, &keys, q, to),
-                    (5, _) if S::PANEL > 4 => score::<S, E, 5, 1>(s, &keys, q, to),
-                    (6, _) if S::PANEL > 4 => score::<S, E, 6, 1>(s, &keys, q, to),
-                    (7, _) if S::PANEL > 4 => score::<S, E, 7, 1>(s, &keys, q, to),
-                    _ => score::<S, E, 8, 1>(s, &keys, q, to),
+                    (1, true) if const { S::PANEL > 4 } => score::<S, E, 1, 2>(s, &keys, q, to),
+                    (2, true) if const { S::PANEL > 4 } => score::<S, E, 2, 2>(s, &keys, q, to),
+                    (3, true) if const { S::PANEL > 4 } => score::<S, E, 3, 2>(s, &keys, q, to),
+                    (4, true) if const { S::PANEL > 4 } => score::<S, E, 4, 2>(s, &keys, q, to),
+                    (5, _) if const { S::PANEL > 4 } => score::<S, E, 5, 1>(s, &keys, q, to),
+                    (6, _) if const { S::PANEL > 4 } => score::<S, E, 6, 1>(s, &keys, q, to),
+                    (7, _) if const { S::PANEL > 4 } => score::<S, E, 7, 1>(s, &keys, q, to),
+                    _ if const { S::PANEL > 4 } => score::<S, E, 8, 1>(s, &keys, q, to),
+                    _ => unreachable!("at most 4 rows a group where a panel has 4"),
                 }
             }
             row += count;
@@ -255,13 +277,26 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
             unsafe {
                 match (count, wide) {
                     (1, true) => weigh::<S, E, 1, 4>(s, &chunk, p, width, to, padded),
-                    (2, true) => weigh::<S, E, 2, 4>(s, &chunk, p, width, to, padded),
-                    (3, true) => weigh::<S, E, 3, 4>(s, &chunk, p, width, to, padded),
-                    (_, true) => weigh::<S, E, 4, 4>(s, &chunk, p, width, to, padded),
+                    (2, true) if const { S::PANEL > 4 } => {
+                        weigh::<S, E, 2, 4>(s, &chunk, p, width, to, padded)
+                    }
+                    (3, true) if const { S::PANEL > 4 } => {
+                        weigh::<S, E, 3, 4>(s, &chunk, p, width, to, padded)
+                    }
+                    (4, true) if const { S::PANEL > 4 } => {
+                        weigh::<S, E, 4, 4>(s, &chunk, p, width, to, padded)
+                    }
                     (1, false) => weigh::<S, E, 1, 1>(s, &chunk, p, width, to, padded),
-                    (2, false) => weigh::<S, E, 2, 1>(s, &chunk, p, width, to, padded),
-                    (3, false) => weigh::<S, E, 3, 1>(s, &chunk, p, width, to, padded),
-                    (_, false) => weigh::<S, E, 4, 1>(s, &chunk, p, width, to, padded),
+                    (2, false) if const { S::PANEL > 4 } => {
+                        weigh::<S, E, 2, 1>(s, &chunk, p, width, to, padded)
+                    }
+                    (3, false) if const { S::PANEL > 4 } => {
+                        weigh::<S, E, 3, 1>(s, &chunk, p, width, to, padded)
+                    }
+                    (4, false) if const { S::PANEL > 4 } => {
+                        weigh::<S, E, 4, 1>(s, &chunk, p, width, to, padded)
+                    }
+                    _ => unreachable!("a quarter of a panel"),
                 }
             }
         }

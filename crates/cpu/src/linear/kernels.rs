@@ -5,7 +5,7 @@
 
 use super::pack::{Format, TILE};
 use crate::activations::PanelData;
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Kernel, Simd, prefetch};
 
 /// Most rows in a panel of any instruction set.
 pub const MOST: usize = 16;
@@ -22,23 +22,53 @@ macro_rules! each {
     (@ $t:ident, $body:block, $($n:literal)*) => {$({
         #[allow(non_upper_case_globals)]
         const $t: usize = $n;
-        if $t < T $body
+        // A constant condition: what is not there is not even handed to the optimiser.
+        if const { $t < T } $body
     })*};
 }
 pub(crate) use each;
 
-/// Calls `$f::<S, T>` with the constant `T` equal to the number `$len` in 1..=16.
+/// Runs the kernel `$K` with the constant `T` equal to the number `$len` in 1..=16.
 macro_rules! with_constant {
-    ($len:expr, $f:ident, $S:ident, $args:tt) => {
-        with_constant!(@ $len, $f, $S, $args, 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+    ($len:expr, $S:ident, $s:ident, $K:ident $fields:tt) => {
+        with_constant!(@ $len, $S, $s, $K $fields, 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
     };
-    (@ $len:expr, $f:ident, $S:ident, $args:tt, $($n:literal)*) => {
+    (@ $len:expr, $S:ident, $s:ident, $K:ident $fields:tt, $($n:literal)*) => {
         match $len {
-            $($n if $n <= $S::PANEL => $f::<$S, $n> $args,)*
+            // Constant conditions: panels that an instruction set never has are not compiled.
+            $($n if const { $n <= $S::PANEL } => with_constant!(@@ $s, $K, $n, $fields),)*
             _ => unreachable!("a panel has 1 to PANEL rows"),
         }
     };
+    (@@ $s:ident, $K:ident, $n:literal, {$($field:ident),*}) => {
+        $s.call($K::<$n> { $($field),* })
+    };
 }
+
+/// Makes a function of lanes and a constant `T` a kernel of its own, so that it is compiled once
+/// for each instruction set and number of rows, whoever calls it.
+macro_rules! kernel {
+    ($K:ident<$a:lifetime> = $f:ident { $($field:ident: $type:ty),* }) => {
+        struct $K<$a, const T: usize> { $($field: $type),* }
+
+        impl<const T: usize> Kernel for $K<'_, T> {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) {
+                // SAFETY: made in `multiply` only, which has checked the lengths.
+                unsafe { $f::<S, T>(s, $(self.$field),*) }
+            }
+        }
+    };
+}
+
+kernel!(Q4<'a> = q4 { tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums });
+kernel!(Q4Min<'a> = q4_min { tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums });
+kernel!(Q8<'a> = q8 { tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums });
+kernel!(F16<'a> = f16 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
+kernel!(BF16<'a> = bf16 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
+kernel!(F32<'a> = f32 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
 
 /// Blocks from what is computed to what is asked for. Tiles lie one after the other, so a tile's
 /// last blocks ask for the next tile's first.
@@ -83,23 +113,47 @@ pub fn multiply<S: Simd>(
         let entries = tile.length * rows;
         assert!(panel.scales.len() >= entries && panel.codes.len() >= 32 * entries);
         assert!(panel.minus_sums.len() >= entries && panel.sums.len() >= entries);
-        // SAFETY: the lengths were checked.
-        unsafe {
-            match tile.format {
-                Format::Q4 => with_constant!(rows, q4, S, (s, tile, panel, sums)),
-                Format::Q4Min => with_constant!(rows, q4_min, S, (s, tile, panel, sums)),
-                _ => with_constant!(rows, q8, S, (s, tile, panel, sums)),
-            }
+        match tile.format {
+            Format::Q4 => with_constant!(rows, S, s, Q4 { tile, panel, sums }),
+            Format::Q4Min => with_constant!(rows, S, s, Q4Min { tile, panel, sums }),
+            _ => with_constant!(rows, S, s, Q8 { tile, panel, sums }),
         }
     } else {
         assert!(float.len() >= (rows - 1) * stride + tile.length);
-        // SAFETY: the lengths were checked.
-        unsafe {
-            match tile.format {
-                Format::F16 => with_constant!(rows, f16, S, (s, tile, float, stride, sums)),
-                Format::BF16 => with_constant!(rows, bf16, S, (s, tile, float, stride, sums)),
-                _ => with_constant!(rows, f32, S, (s, tile, float, stride, sums)),
-            }
+        match tile.format {
+            Format::F16 => with_constant!(
+                rows,
+                S,
+                s,
+                F16 {
+                    tile,
+                    float,
+                    stride,
+                    sums
+                }
+            ),
+            Format::BF16 => with_constant!(
+                rows,
+                S,
+                s,
+                BF16 {
+                    tile,
+                    float,
+                    stride,
+                    sums
+                }
+            ),
+            _ => with_constant!(
+                rows,
+                S,
+                s,
+                F32 {
+                    tile,
+                    float,
+                    stride,
+                    sums
+                }
+            ),
         }
     }
 }

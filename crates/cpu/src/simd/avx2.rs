@@ -16,17 +16,6 @@ impl Avx2 {
             && is_x86_feature_detected!("f16c");
         all.then_some(Self(()))
     }
-
-    /// Runs a kernel compiled with these instructions.
-    #[inline]
-    pub fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn inner<K: Kernel>(s: Avx2, kernel: K) -> K::Output {
-            kernel.run(s)
-        }
-        // SAFETY: `self` proves that the CPU has the features.
-        unsafe { inner(self, kernel) }
-    }
 }
 
 type F = [__m256; 2];
@@ -152,6 +141,17 @@ impl Simd for Avx2 {
     type I = I;
     type B = I;
     const PANEL: usize = 4;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<K: Kernel>(s: Avx2, kernel: K) -> K::Output {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves that the CPU has the features.
+        unsafe { inner(self, kernel) }
+    }
 
     lanes! {
         fn splat(self, x: f32) -> F = [_mm256_set1_ps(x); 2];

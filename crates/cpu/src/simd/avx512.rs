@@ -18,17 +18,6 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vnni");
         all.then_some(Self(()))
     }
-
-    /// Runs a kernel compiled with these instructions.
-    #[inline]
-    pub fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        fn inner<K: Kernel>(s: Avx512, kernel: K) -> K::Output {
-            kernel.run(s)
-        }
-        // SAFETY: `self` proves that the CPU has the features.
-        unsafe { inner(self, kernel) }
-    }
 }
 
 /// Lane functions of one expression each; `self` is the proof that their instructions exist, and
@@ -65,6 +54,17 @@ impl Simd for Avx512 {
     type I = __m512i;
     type B = __m512i;
     const PANEL: usize = 16;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn inner<K: Kernel>(s: Avx512, kernel: K) -> K::Output {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves that the CPU has the features.
+        unsafe { inner(self, kernel) }
+    }
 
     lanes! {
         fn splat(self, x: f32) -> __m512 = _mm512_set1_ps(x);

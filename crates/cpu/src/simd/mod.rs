@@ -28,6 +28,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Most rows of activations that one pass over a weight tile keeps in registers.
     const PANEL: usize;
 
+    /// Runs a kernel as a function of its own, compiled with these instructions: what is called
+    /// from several places is compiled once, and no function grows beyond what optimises quickly.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
     /// 16 values.
@@ -192,7 +196,7 @@ impl Isa {
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
-            Level::Portable => kernel.run(Portable),
+            Level::Portable => Portable.call(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(s) => s.call(kernel),
             #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{Kernel, Simd};
 
 /// No special instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,15 @@ impl Simd for Portable {
     type I = [i32; 16];
     type B = [u8; 64];
     const PANEL: usize = 4;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        fn inner<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run(Portable)
+        }
+        inner(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
