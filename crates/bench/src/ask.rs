@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::connect::Connector;
-use crate::http1::{read_body, read_head};
+use crate::link::Link;
 
 /// Send `request` over a new connection: (status, body). `what` names the answer in an error, which is a phrase.
 pub(crate) async fn ask(
@@ -17,16 +17,11 @@ pub(crate) async fn ask(
     limit: Duration,
 ) -> Result<(u16, Vec<u8>), String> {
     let work = async {
-        let mut connection = connector.open(Clock::start()).await?;
-        connection
-            .send(request)
-            .await
-            .map_err(|e| format!("connection lost while sending: {e}"))?;
-        let head = read_head(&mut connection)
-            .await
-            .map_err(|e| e.into_reason())?;
+        let mut link = Link::try_from(connector.open(Clock::start()).await?)?;
+        link.send(request).await?;
+        let head = link.head().await.map_err(|e| e.into_reason())?;
         let mut answer = Vec::new();
-        read_body(&mut connection, &head, |data, _| {
+        link.body(&head, |data, _| {
             if answer.len() + data.len() > most_bytes {
                 return Err(format!("the answer of {what} is over {most_bytes} bytes"));
             }

@@ -16,7 +16,7 @@ use crate::profile::Profile;
 use crate::search::Search;
 use crate::server_side;
 use crate::slo::Slo;
-use crate::target::{BaseUrl, TargetConfig};
+use crate::target::{BaseUrl, TargetConfig, host_and_port};
 
 /// A tokenizer on the client, where there is one. None is needed: the server's counts are used then.
 pub trait TokenCounter: Send + Sync {
@@ -209,6 +209,9 @@ impl BenchConfig {
             ));
         }
         self.data.check(&self.target)?;
+        if let Some(place) = &self.target.connect_to {
+            host_and_port(place, base.port)?;
+        }
         if self.workers == Some(0) {
             return Err(BenchError::config("--workers", "must be at least 1"));
         }
@@ -233,6 +236,8 @@ impl BenchConfig {
             "extra_body": self.target.extra_body,
             "timeouts": format!("{:?}", self.target.timeouts),
             "insecure": self.target.insecure,
+            "http": format!("{:?}", self.target.http),
+            "connect_to": self.target.connect_to,
             "strategy": strategy,
             "prompt_tokens": self.data.prompt_tokens,
             "output_tokens": self.data.output_tokens,
@@ -261,7 +266,7 @@ impl BenchConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{GoodputLoad, GoodputSearch, KneeSearch, Strategy};
+    use crate::{GoodputLoad, GoodputSearch, HttpVersion, KneeSearch, Strategy};
 
     fn error(change: impl FnOnce(&mut BenchConfig)) -> String {
         let mut config = BenchConfig::new("http://h", Profile::Synchronous);
@@ -321,6 +326,7 @@ mod tests {
         assert!(
             error(|c| c.target.timeouts.idle = Some(Duration::ZERO)).starts_with("--idle-timeout")
         );
+        assert!(error(|c| c.target.connect_to = Some("h:x".into())).starts_with("--connect-to"));
         assert!(error(|c| c.rampup_s = f64::NAN).starts_with("--rampup"));
         assert!(error(|c| c.order.repeats = 0).starts_with("--repeats"));
         assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));
@@ -340,9 +346,11 @@ mod tests {
         let mut other = config.clone();
         other.data.output_tokens = 65;
         assert_ne!(of(&config, 5), of(&other, 5));
-        let changes: [fn(&mut BenchConfig); 4] = [
+        let changes: [fn(&mut BenchConfig); 6] = [
             |c| c.target.no_stream = true,
             |c| c.target.insecure = true,
+            |c| c.target.http = HttpVersion::Http2,
+            |c| c.target.connect_to = Some("h2".to_owned()),
             |c| c.target.timeouts.idle = Some(Duration::from_secs(1)),
             |c| c.target.timeouts.retry_after = Duration::ZERO,
         ];

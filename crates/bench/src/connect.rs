@@ -8,100 +8,31 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::any_server::AnyServer;
 use crate::clock::Clock;
+use crate::connection::Connection;
 use crate::error::BenchError;
+use crate::http2::Http2;
 use crate::kernel_time;
 use crate::stamped::Stamped;
-use crate::target::{BaseUrl, TargetConfig};
+use crate::target::{BaseUrl, HttpVersion, TargetConfig, host_and_port};
+use crate::transport::Transport;
 
-/// Bytes of a connection's read buffer: more than a burst of chunks, little enough for 1,000 streams.
-const BUFFER: usize = 8 * 1024;
+/// Names of the versions of HTTP in the handshake of TLS (ALPN).
+const HTTP1: &[u8] = b"http/1.1";
+const HTTP2: &[u8] = b"h2";
+/// What to do about a server that speaks another one.
+const VERSION_HINT: &str = " (--http auto takes the version that it offers)";
 
-/// Plain or over TLS.
-enum Stream {
-    Plain(Stamped),
-    Tls(Box<TlsStream<Stamped>>),
-}
-
-/// An open connection with its read buffer.
-pub(crate) struct Connection {
-    stream: Stream,
-    /// Bytes read and not yet consumed are `buffer[start..end]`.
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
-    /// Requests that this connection has carried to their end.
-    pub served: u64,
-    /// The longest wait for more of an answer.
-    pub idle: Option<Duration>,
-}
-
-impl Connection {
-    /// Write all of `bytes`, a request.
-    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Plain(s) => {
-                s.asking();
-                s.write_all(bytes).await
-            }
-            Stream::Tls(s) => {
-                s.get_mut().0.asking();
-                s.write_all(bytes).await?;
-                s.flush().await
-            }
-        }
-    }
-
-    /// Bytes that were read and not consumed.
-    pub fn unread(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    /// Mark the first `n` unread bytes as consumed.
-    pub fn consume(&mut self, n: usize) {
-        self.start = (self.start + n).min(self.end);
-    }
-
-    /// When the newest of the bytes reached this machine, ns.
-    pub fn arrival_ns(&self) -> u64 {
-        match &self.stream {
-            Stream::Plain(s) => s.arrival_ns(),
-            Stream::Tls(s) => s.get_ref().0.arrival_ns(),
-        }
-    }
-
-    /// Read more behind the unread bytes; 0 at the end of the stream. The buffer grows if they fill it
-    /// (only a response head can do that, and its caller bounds it).
-    pub async fn read_more(&mut self) -> io::Result<usize> {
-        if self.start == self.end {
-            self.start = 0;
-            self.end = 0;
-        } else if self.end == self.buffer.len() {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-            if self.end == self.buffer.len() {
-                self.buffer.resize(self.buffer.len() * 2, 0);
-            }
-        }
-        let free = &mut self.buffer[self.end..];
-        let n = match &mut self.stream {
-            Stream::Plain(s) => s.read(free).await?,
-            Stream::Tls(s) => match s.read(free).await {
-                // Many servers close without TLS's goodbye; HTTP's own framing tells a cut from an end.
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => 0,
-                other => other?,
-            },
-        };
-        self.end += n;
-        Ok(n)
-    }
+/// A new connection, by the version of HTTP that it speaks.
+pub(crate) enum Opened {
+    /// For one request at a time.
+    Own(Connection),
+    /// For many.
+    Shared(Arc<Http2>),
 }
 
 /// Opens connections to one server.
@@ -109,6 +40,8 @@ impl Connection {
 pub(crate) struct Connector {
     addresses: Arc<[SocketAddr]>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// Are connections of HTTP/2?
+    http2: bool,
     timeout: Duration,
     idle: Option<Duration>,
     /// Never connected. While one socket asks for the times of bytes, Linux notes them for all; with the
@@ -117,35 +50,54 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// Resolve the host once and prepare TLS.
+    /// Resolve the host once, prepare TLS and settle the version of HTTP.
     pub async fn new(base: &BaseUrl, config: &TargetConfig) -> Result<Self, BenchError> {
         let unreachable = |reason: String| BenchError::Unreachable {
             url: base.display(),
             reason,
         };
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((base.host.as_str(), base.port))
-            .await
-            .map_err(|e| unreachable(format!("the host `{}` has no address ({e})", base.host)))?
-            .collect();
-        let tls = match base.tls {
-            false => None,
-            true => {
-                let name = ServerName::try_from(base.host.clone()).map_err(|e| {
-                    unreachable(format!("`{}` is no name for TLS ({e})", base.host))
-                })?;
-                Some((tls_connector(config)?, name))
-            }
+        let (host, port) = match &config.connect_to {
+            Some(place) => host_and_port(place, base.port)?,
+            None => (base.host.clone(), base.port),
         };
-        Ok(Connector {
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), port))
+            .await
+            .map_err(|e| unreachable(format!("the host `{host}` has no address ({e})")))?
+            .collect();
+        let name =
+            match base.tls {
+                false => None,
+                true => Some(ServerName::try_from(base.host.clone()).map_err(|e| {
+                    unreachable(format!("`{}` is no name for TLS ({e})", base.host))
+                })?),
+            };
+        let tls = |protocols: &[&[u8]]| match &name {
+            None => Ok(None),
+            Some(name) => Ok(Some((tls_connector(config, protocols)?, name.clone()))),
+        };
+        let mut connector = Connector {
             addresses: addresses.into(),
-            tls,
+            tls: None,
+            http2: config.http == HttpVersion::Http2,
             timeout: config.timeouts.connect,
             idle: config.timeouts.idle,
             _keeps_times: TcpSocket::new_v4().ok().map(|socket| {
                 kernel_time::ask(socket.as_fd());
                 Arc::new(socket)
             }),
-        })
+        };
+        if config.http == HttpVersion::Auto && base.tls {
+            connector.tls = tls(&[HTTP2, HTTP1])?;
+            let asked = connector.within(connector.reach(Clock::start())).await;
+            connector.http2 = asked.map_err(unreachable)?.protocol() == Some(HTTP2);
+        }
+        connector.tls = tls(&[if connector.http2 { HTTP2 } else { HTTP1 }])?;
+        Ok(connector)
+    }
+
+    /// Do connections carry many requests at a time?
+    pub fn shares(&self) -> bool {
+        self.http2
     }
 
     /// Where the server is.
@@ -154,17 +106,33 @@ impl Connector {
     }
 
     /// Open a connection whose times are those of `clock`. The error is a sentence for an outcome.
-    pub async fn open(&self, clock: Clock) -> Result<Connection, String> {
-        match tokio::time::timeout(self.timeout, self.open_any(clock)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!(
-                "no connection within {} s",
-                self.timeout.as_secs_f64()
-            )),
-        }
+    pub async fn open(&self, clock: Clock) -> Result<Opened, String> {
+        self.within(async {
+            let transport = self.reach(clock).await?;
+            if !self.http2 {
+                return Ok(Opened::Own(Connection::new(transport, self.idle)));
+            }
+            if self.tls.is_some() && transport.protocol() != Some(HTTP2) {
+                return Err(format!(
+                    "the server does not offer HTTP/2 over TLS{VERSION_HINT}"
+                ));
+            }
+            let connection = Http2::begin(transport, clock, self.idle).await?;
+            Ok(Opened::Shared(connection))
+        })
+        .await
     }
 
-    async fn open_any(&self, clock: Clock) -> Result<Connection, String> {
+    /// Within the time that a connection may take.
+    async fn within<T>(&self, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+        let limit = self.timeout.as_secs_f64();
+        let version = if self.http2 { " of HTTP/2" } else { "" };
+        (tokio::time::timeout(self.timeout, work).await)
+            .unwrap_or_else(|_| Err(format!("no connection{version} within {limit} s")))
+    }
+
+    /// Connect to the first address that answers, up to TLS.
+    async fn reach(&self, clock: Clock) -> Result<Transport, String> {
         let mut reason = "the host has no address".to_owned();
         for address in self.addresses.iter() {
             match TcpStream::connect(address).await {
@@ -175,25 +143,17 @@ impl Connector {
         Err(reason)
     }
 
-    async fn wrap(&self, socket: TcpStream, clock: Clock) -> Result<Connection, String> {
+    async fn wrap(&self, socket: TcpStream, clock: Clock) -> Result<Transport, String> {
         // A request must leave at once; without this the kernel may hold small writes back.
         socket.set_nodelay(true).map_err(|e| e.to_string())?;
         let stamped = Stamped::new(socket, clock);
-        let stream = match &self.tls {
-            None => Stream::Plain(stamped),
+        match &self.tls {
+            None => Ok(Transport::Plain(stamped)),
             Some((connector, name)) => {
                 let tls = connector.connect(name.clone(), stamped).await;
-                Stream::Tls(Box::new(tls.map_err(handshake_error)?))
+                Ok(Transport::Tls(Box::new(tls.map_err(handshake_error)?)))
             }
-        };
-        Ok(Connection {
-            stream,
-            buffer: vec![0; BUFFER],
-            start: 0,
-            end: 0,
-            served: 0,
-            idle: self.idle,
-        })
+        }
     }
 }
 
@@ -214,19 +174,20 @@ fn connect_error(error: &io::Error, address: &SocketAddr) -> String {
 
 /// What a failed handshake means, in the words of an outcome.
 fn handshake_error(error: io::Error) -> String {
-    use rustls::{CertificateError, Error};
+    use rustls::{AlertDescription, CertificateError, Error};
     let cause = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
     let hint = match cause {
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             ": nobody trusted has signed the server's certificate (pass its authority with --ca-file)"
         }
+        Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => VERSION_HINT,
         _ => "",
     };
     format!("TLS handshake failed: {error}{hint}")
 }
 
-/// TLS with the public authorities and, if given, the user's own.
-fn tls_connector(config: &TargetConfig) -> Result<TlsConnector, BenchError> {
+/// TLS with the public authorities and, if given, the user's own, that offers `protocols`.
+fn tls_connector(config: &TargetConfig, protocols: &[&[u8]]) -> Result<TlsConnector, BenchError> {
     let mut roots = rustls::RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     if let Some(path) = &config.ca_file {
@@ -256,6 +217,6 @@ fn tls_connector(config: &TargetConfig) -> Result<TlsConnector, BenchError> {
     if config.insecure {
         tls.dangerous().set_certificate_verifier(AnyServer::new());
     }
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    tls.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
     Ok(TlsConnector::from(Arc::new(tls)))
 }

@@ -35,6 +35,8 @@ pub(crate) struct Counters {
     pub connections: AtomicU64,
     pub connect_us: AtomicU64,
     pub connect_max_us: AtomicU64,
+    /// What requests waited for a connection, that of others included.
+    pub connect_wait_us: AtomicU64,
     /// Waits that the server asked for, and their length in all.
     pub pauses: AtomicU64,
     pub paused_ms: AtomicU64,
@@ -52,8 +54,14 @@ impl Counters {
         }
     }
 
-    /// A connection stands after so many nanoseconds.
+    /// A request waited so many nanoseconds for a connection that another one opened.
+    pub fn waited(&self, took_ns: u64) {
+        self.connect_wait_us.fetch_add(took_ns / 1000, Relaxed);
+    }
+
+    /// A request has opened a connection, which took so many nanoseconds.
     pub fn connected(&self, took_ns: u64) {
+        self.waited(took_ns);
         self.connections.fetch_add(1, Relaxed);
         self.connect_us.fetch_add(took_ns / 1000, Relaxed);
         self.connect_max_us.fetch_max(took_ns / 1000, Relaxed);

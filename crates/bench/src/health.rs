@@ -107,7 +107,8 @@ pub(crate) fn judge(
     let waits_by_design = level.strategy.open_loop() && level.strategy.concurrency().is_some();
     // Nor is it the client that makes opening a connection take long.
     let connect_s = counters.connect_us.load(Relaxed) as f64 / 1e6;
-    let own_delay_s = (delay_s - connect_s / good.max(1) as f64).max(0.0);
+    let connect_wait_s = counters.connect_wait_us.load(Relaxed) as f64 / 1e6;
+    let own_delay_s = (delay_s - connect_wait_s / good.max(1) as f64).max(0.0);
     let idle = own_delay_s / (delay_s + latency_s).max(1e-9);
     if idle > IDLE_SHARE && own_delay_s > 0.001 && !waits_by_design {
         reasons.push(format!(
@@ -255,9 +256,8 @@ mod tests {
     #[test]
     fn a_slow_handshake_is_not_the_clients_doing() {
         let counters = Counters::default();
-        counters.connections.store(2, Relaxed);
-        counters.connect_us.store(49_500, Relaxed);
-        counters.connect_max_us.store(49_000, Relaxed);
+        counters.connected(500_000);
+        counters.connected(49_000_000);
         let health = judge(&level(50), &[], &counters);
         assert!(!health.limited, "{}", health.reason);
         assert_eq!(

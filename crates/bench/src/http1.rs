@@ -2,38 +2,15 @@
 //! rather than taken from a client library because an instrument must know which read each byte came
 //! with, and a library that reads ahead in a task of its own hides that.
 
+use std::time::Duration;
+
 use tokio::time::timeout;
 
-use crate::connect::Connection;
+use crate::connection::Connection;
+use crate::head::{Framing, Head};
 
 /// Largest response head, bytes.
-const MAX_HEAD: usize = 64 * 1024;
-
-/// What matters of a response head.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Head {
-    /// HTTP status.
-    pub status: u16,
-    /// Is the body a stream of server-sent events?
-    pub event_stream: bool,
-    /// Retry-After, as sent.
-    pub retry_after: Option<String>,
-    /// Where a redirect points.
-    pub location: Option<String>,
-    /// How the body is compressed, which was not asked for.
-    pub encoding: Option<String>,
-    /// May the connection carry another request?
-    keep_alive: bool,
-    /// How the body is framed.
-    framing: Framing,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Framing {
-    Length(u64),
-    Chunked,
-    UntilClose,
-}
+pub(crate) const MAX_HEAD: usize = 64 * 1024;
 
 /// Why a response could not be read.
 #[derive(Debug)]
@@ -103,84 +80,11 @@ pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> 
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(e) => return Err(format!("not an HTTP response ({e})")),
     };
-    let status = response.code.unwrap_or(0);
-    let mut head = Head {
-        status,
-        event_stream: false,
-        retry_after: None,
-        location: None,
-        encoding: None,
-        keep_alive: response.version == Some(1),
-        framing: match status {
-            100..=199 | 204 | 304 => Framing::Length(0),
-            _ => Framing::UntilClose,
-        },
-    };
-    let bodyless = head.framing == Framing::Length(0);
+    let mut head = Head::new(response.code.unwrap_or(0), response.version == Some(1));
     for header in response.headers.iter() {
-        let value = String::from_utf8_lossy(header.value);
-        let value = value.trim();
-        let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-        if is("content-type") {
-            head.event_stream = starts_with_ignoring_case(value, "text/event-stream");
-        } else if is("retry-after") {
-            head.retry_after = Some(value.to_owned());
-        } else if is("location") {
-            head.location = Some(value.to_owned());
-        } else if is("content-encoding") && !value.eq_ignore_ascii_case("identity") {
-            head.encoding = Some(value.to_owned());
-        } else if is("connection") {
-            for option in value.split(',').map(str::trim) {
-                if option.eq_ignore_ascii_case("close") {
-                    head.keep_alive = false;
-                } else if option.eq_ignore_ascii_case("keep-alive") {
-                    head.keep_alive = true;
-                }
-            }
-        } else if is("transfer-encoding") && !bodyless {
-            if !value
-                .rsplit(',')
-                .next()
-                .is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"))
-            {
-                return Err(format!("unknown transfer encoding `{value}`"));
-            }
-            head.framing = Framing::Chunked;
-        } else if is("content-length") && !bodyless && head.framing != Framing::Chunked {
-            let length = value
-                .parse()
-                .map_err(|_| format!("bad content-length `{value}`"))?;
-            if matches!(head.framing, Framing::Length(other) if other != length) {
-                return Err("two content-lengths that differ".into());
-            }
-            head.framing = Framing::Length(length);
-        }
+        head.note(header.name, header.value)?;
     }
     Ok(Some((head, length)))
-}
-
-fn starts_with_ignoring_case(value: &str, prefix: &str) -> bool {
-    value
-        .as_bytes()
-        .get(..prefix.len())
-        .is_some_and(|v| v.eq_ignore_ascii_case(prefix.as_bytes()))
-}
-
-impl Head {
-    /// How the body is framed.
-    pub fn framing(&self) -> Framing {
-        self.framing
-    }
-
-    /// Does the end of the body have to be guessed from the end of the connection?
-    pub fn ends_with_connection(&self) -> bool {
-        self.framing == Framing::UntilClose
-    }
-
-    /// Can the connection be used again once the body is read?
-    pub fn reusable(&self) -> bool {
-        self.keep_alive && !self.ends_with_connection()
-    }
 }
 
 /// Read a body to its end. `on_data` gets each piece with the time at which its last byte arrived; an
@@ -203,10 +107,7 @@ pub(crate) async fn read_body(
             None => connection.read_more().await,
             Some(limit) => match timeout(limit, connection.read_more()).await {
                 Ok(read) => read,
-                Err(_) => {
-                    let limit = limit.as_secs_f64();
-                    return Err(format!("nothing more of the answer within {limit} s"));
-                }
+                Err(_) => return Err(paused(limit)),
             },
         };
         match read {
@@ -216,6 +117,12 @@ pub(crate) async fn read_body(
             Err(e) => return Err(format!("connection lost within the response: {e}")),
         }
     }
+}
+
+/// The reason where an answer stops in its middle.
+pub(crate) fn paused(limit: Duration) -> String {
+    let limit = limit.as_secs_f64();
+    format!("nothing more of the answer within {limit} s")
 }
 
 /// Where the decoder stands within a chunked body.
@@ -261,7 +168,7 @@ impl Decoder {
         mut on_data: impl FnMut(&[u8]) -> Result<(), String>,
     ) -> Result<(usize, bool), String> {
         match self.framing {
-            Framing::UntilClose => {
+            Framing::UntilClose | Framing::Frames => {
                 if !input.is_empty() {
                     on_data(input)?;
                 }
@@ -355,7 +262,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n",
         );
         assert!(h.event_stream && h.reusable());
-        assert_eq!((h.status, h.framing), (200, Framing::Chunked));
+        assert_eq!((h.status, h.framing()), (200, Framing::Chunked));
         let h = head(
             "HTTP/1.1 429 Too Many\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
         );
@@ -375,7 +282,7 @@ mod tests {
             "HTTP/1.1 200 X\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n",
         ] {
-            assert_eq!(head(head_text).framing, Framing::Chunked);
+            assert_eq!(head(head_text).framing(), Framing::Chunked);
         }
         assert!(head("HTTP/1.0 200 OK\r\n\r\n").ends_with_connection());
         assert!(
@@ -388,7 +295,7 @@ mod tests {
             "transfer-encoding: chunked\r\ncontent-length: 5",
         ] {
             assert_eq!(
-                head(&format!("HTTP/1.1 200 OK\r\n{order}\r\n\r\n")).framing,
+                head(&format!("HTTP/1.1 200 OK\r\n{order}\r\n\r\n")).framing(),
                 Framing::Chunked
             );
         }

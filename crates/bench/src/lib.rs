@@ -3,12 +3,14 @@
 //!
 //! Reading order: [`config`], [`data`] and [`profile`] (what a run is to do), [`run`] (the levels of a run), `level`,
 //! `schedule` and `worker` (threads and clients), `limits` and `watch` (when they end), `client` (one request) on
-//! `stamped`, `connect`, `http1`, `sse` and `chunk` (bytes with their times), [`record`] (what is known of one
-//! request and of one level), [`requests`] (many of them, on `spill`; `recorder` takes them from the threads),
-//! [`metrics`] (the numbers that follow, on [`distribution`] and `column`), `server_side` (what the server says of
-//! itself meanwhile), `host` and `gpu` (what this machine does meanwhile; `beside` reads it, `over_time`
+//! `stamped`, `transport` and `connect` (how bytes reach the server and when they come), `http1` and `http2` (made
+//! one by `link`), `sse` and `chunk` (what the bytes say), `answer` (what they make of a record), [`record`] (what is
+//! known of one request and of one level), [`requests`] (many of them, on `spill`; `recorder` takes them from the
+//! threads), [`metrics`] (the numbers that follow, on [`distribution`] and `column`), `server_side` (what the server
+//! says of itself meanwhile), `host` and `gpu` (what this machine does meanwhile; `beside` reads it, `over_time`
 //! keeps it), [`guidellm`] (the file format).
 
+mod answer;
 mod any_server;
 mod ask;
 mod beside;
@@ -20,6 +22,7 @@ mod clock;
 mod column;
 pub mod config;
 mod connect;
+mod connection;
 mod counters;
 pub mod data;
 pub mod distribution;
@@ -31,14 +34,17 @@ pub mod fuzzing;
 pub mod goodput;
 mod gpu;
 pub mod guidellm;
+mod head;
 mod health;
 mod host;
 mod http1;
+mod http2;
 pub mod jsonl;
 mod kernel_time;
 pub mod knee;
 mod level;
 mod limits;
+mod link;
 pub mod metrics;
 mod order;
 mod over_time;
@@ -63,6 +69,7 @@ mod stamped;
 mod system;
 pub mod target;
 mod timeline;
+mod transport;
 mod watch;
 mod whole_file;
 mod worker;
@@ -95,4 +102,4 @@ pub use saturation::OverSaturation;
 pub use search::Conclusion;
 pub use server_side::ServerSample;
 pub use slo::{Goodput, Slo};
-pub use target::{Endpoint, TargetConfig, Timeouts};
+pub use target::{Endpoint, HttpVersion, TargetConfig, Timeouts};

@@ -28,6 +28,10 @@ pub(crate) struct Stamped {
     /// Nothing can have come before this; ns.
     not_before_ns: u64,
     arrival_ns: u64,
+    /// Others look at what a read brought before there is another.
+    takes_turns: bool,
+    /// The newest read found as much as it had room for: there may be more.
+    filled: bool,
 }
 
 impl Stamped {
@@ -41,7 +45,16 @@ impl Stamped {
             clock,
             not_before_ns: now,
             arrival_ns: now,
+            takes_turns: false,
+            filled: false,
         }
+    }
+
+    /// From now on let the other tasks of the thread run between two reads. Whoever is woken by what a read
+    /// brought then sees that read's time. (A read that does not fill its buffer has emptied the socket, and
+    /// the runtime looks for more only between tasks: those need no turn.)
+    pub fn take_turns(&mut self) {
+        self.takes_turns = true;
     }
 
     /// When the newest of the bytes read reached this machine, ns: by the kernel, else when it was read.
@@ -97,6 +110,10 @@ impl AsyncRead for Stamped {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.takes_turns && std::mem::take(&mut this.filled) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let free = buf.initialize_unfilled();
         if free.is_empty() {
             return Poll::Ready(Ok(()));
@@ -116,6 +133,7 @@ impl AsyncRead for Stamped {
             });
             match (received, result) {
                 (Some(got), _) => {
+                    this.filled = got.bytes == free.len();
                     if got.bytes > 0 {
                         buf.advance(got.bytes);
                         this.note(got.kernel_ns);

@@ -67,6 +67,31 @@ impl Endpoint {
     }
 }
 
+/// The version of HTTP that requests are sent in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.1: each stream has its own connection, so that none delays another.
+    #[default]
+    Http1,
+    /// HTTP/2: up to a hundred streams share a connection. Over TLS the server has to offer it; in the clear it is
+    /// taken for granted (h2c with prior knowledge).
+    Http2,
+    /// HTTP/2 where the server offers it in the handshake of TLS, else HTTP/1.1.
+    Auto,
+}
+
+impl HttpVersion {
+    /// Read `1.1`, `2` or `auto`.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "1" | "1.1" => Some(HttpVersion::Http1),
+            "2" => Some(HttpVersion::Http2),
+            "auto" => Some(HttpVersion::Auto),
+            _ => None,
+        }
+    }
+}
+
 /// Time limits of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
@@ -101,6 +126,11 @@ impl Default for Timeouts {
 pub struct TargetConfig {
     /// `http(s)://host[:port][/path]`, with or without `/v1` at the end.
     pub url: String,
+    /// `host[:port]` that is connected to in place of the URL's, which still is the server's name in TLS and in
+    /// each request. The port is the URL's unless given.
+    pub connect_to: Option<String>,
+    /// Version of HTTP.
+    pub http: HttpVersion,
     /// Model; the server's first one if `None`.
     pub model: Option<String>,
     /// Endpoint.
@@ -189,9 +219,53 @@ impl BaseUrl {
     }
 }
 
+/// Split `host[:port]`, the value of `--connect-to`; an IPv6 address has brackets if there is a port.
+pub(crate) fn host_and_port(place: &str, default_port: u16) -> Result<(String, u16), BenchError> {
+    let problem = || {
+        BenchError::config(
+            "--connect-to",
+            format!("`{place}` should look like 10.0.0.5, 10.0.0.5:8000 or [::1]:8000"),
+        )
+    };
+    let text = place.trim();
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok((text.to_owned(), default_port));
+    }
+    let authority: http::uri::Authority = text.parse().map_err(|_| problem())?;
+    let host = authority.host();
+    // A port that is no number would otherwise be taken for none.
+    let port = match &text[host.len().min(text.len())..] {
+        "" => default_port,
+        port => (port.strip_prefix(':').and_then(|p| p.parse().ok())).ok_or_else(problem)?,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() || text.contains('@') {
+        return Err(problem());
+    }
+    Ok((host.to_owned(), port))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_to_connect_to() {
+        for (place, host, port) in [
+            ("10.0.0.5", "10.0.0.5", 443),
+            (" h.local:8000 ", "h.local", 8000),
+            ("::1", "::1", 443),
+            ("[::1]", "::1", 443),
+            ("[::1]:80", "::1", 80),
+        ] {
+            let (found, at) = host_and_port(place, 443).unwrap();
+            assert_eq!((found.as_str(), at), (host, port), "{place}");
+        }
+        for bad in ["", ":80", "h:x", "h:99999", "http://h", "u@h", "a b"] {
+            let error = host_and_port(bad, 1).unwrap_err().to_string();
+            assert!(error.contains("--connect-to"), "{bad}: {error}");
+        }
+    }
 
     #[test]
     fn with_or_without_v1() {

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::client::{Client, Shared};
 use crate::data::session::Session;
 use crate::health::{ThreadHealth, thread_cpu};
+use crate::link::Links;
 use crate::read_lag;
 use crate::record::{Outcome, RequestRecord};
 use crate::recorder::Recorder;
@@ -82,9 +83,10 @@ pub(crate) fn work(
     let recorder = Arc::new(recorder);
     runtime.block_on(async {
         tokio::spawn(note_lags(shared.clone(), pulse, lags.clone()));
+        let links = Arc::default();
         match duty {
-            Duty::Closed { starts_ns } => closed_loop(shared, starts_ns, recorder).await,
-            Duty::Open { arrivals, cap } => open_loop(shared, arrivals, cap, recorder).await,
+            Duty::Closed { starts_ns } => closed_loop(shared, starts_ns, links, recorder).await,
+            Duty::Open { arrivals, cap } => open_loop(shared, arrivals, cap, links, recorder).await,
         }
     });
     let lags_ms = std::mem::take(&mut *lock(&lags));
@@ -113,18 +115,29 @@ async fn note_lags(
     }
 }
 
-async fn closed_loop(shared: Arc<LevelShared>, starts_ns: Vec<u64>, recorder: Arc<Recorder>) {
+async fn closed_loop(
+    shared: Arc<LevelShared>,
+    starts_ns: Vec<u64>,
+    links: Arc<Links>,
+    recorder: Arc<Recorder>,
+) {
     let mut tasks = JoinSet::new();
     for start_ns in starts_ns {
-        tasks.spawn(closed_client(shared.clone(), start_ns, recorder.clone()));
+        let client = Client::on(&links);
+        let (shared, recorder) = (shared.clone(), recorder.clone());
+        tasks.spawn(closed_client(shared, client, start_ns, recorder));
     }
     while tasks.join_next().await.is_some() {}
 }
 
 /// Send, and send again when the answer is through, until the level's requests are given out. A session keeps
 /// its client from its first turn to its last, while its user thinks too.
-async fn closed_client(shared: Arc<LevelShared>, start_ns: u64, recorder: Arc<Recorder>) {
-    let mut client = Client::default();
+async fn closed_client(
+    shared: Arc<LevelShared>,
+    mut client: Client,
+    start_ns: u64,
+    recorder: Arc<Recorder>,
+) {
     // Free from its start on; later from the end of the request before.
     let mut intended_ns = start_ns;
     let mut wait = start_ns > 0;
@@ -192,6 +205,7 @@ async fn open_loop(
     shared: Arc<LevelShared>,
     mut arrivals: mpsc::UnboundedReceiver<Arrival>,
     cap: Option<usize>,
+    links: Arc<Links>,
     recorder: Arc<Recorder>,
 ) {
     let most = cap.unwrap_or(usize::MAX).max(1);
@@ -227,12 +241,13 @@ async fn open_loop(
         {
             let shared = shared.clone();
             let (recorder, idle, resting) = (recorder.clone(), idle.clone(), resting.clone());
+            let links = links.clone();
             let ready = lock(&resting).ready(shared.client.clock.now_ns());
             let mut session = ready.unwrap_or_else(|| shared.session());
             tasks.spawn(async move {
                 let stop = shared.watch.stop.clone();
                 let stopped = std::pin::pin!(stop.cancelled());
-                let mut client = lock(&idle).pop().unwrap_or_default();
+                let mut client = lock(&idle).pop().unwrap_or_else(|| Client::on(&links));
                 let record = perform(&shared, &mut client, &mut session, arrival, stopped).await;
                 lock(&idle).push(client);
                 if record.successful() && !session.is_over() {
@@ -338,7 +353,7 @@ async fn perform(
             record.output_tokens = record.chunks;
         }
         None => {
-            *client = Client::default();
+            client.give_up();
             record.outcome = cut_off(shared);
             record.output_tokens = record.chunks;
             record.end_ns = shared.client.clock.now_ns();

@@ -1,55 +1,13 @@
-//! Over TLS, with an authority of one's own. `fixtures/tls` holds a test authority, whose key is thrown
-//! away, and a certificate of it for 127.0.0.1; both are valid until 2126.
+//! Over TLS, with an authority of one's own.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use powerband_bench::*;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use support::tls::{fixture, tls_in_front_of};
 use support::*;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-
-fn fixture(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls");
-    folder.join(name)
-}
-
-/// Takes TLS off in front of `server`.
-async fn tls_in_front_of(server: SocketAddr) -> SocketAddr {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let certificate = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(fixture("server.key")).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                socket.set_nodelay(true).unwrap();
-                // A client that does not trust us goes away in the handshake.
-                if let Ok(mut client) = acceptor.accept(socket).await {
-                    let mut server = TcpStream::connect(server).await.unwrap();
-                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-                }
-            });
-        }
-    });
-    address
-}
 
 #[tokio::test]
 async fn a_level_over_tls_has_times_from_below_tls() {
@@ -59,7 +17,7 @@ async fn a_level_over_tls_has_times_from_below_tls() {
         ..Settings::default()
     })
     .await;
-    let address = tls_in_front_of(mock.address).await;
+    let address = tls_in_front_of(mock.address, &[]).await;
     let mut config = BenchConfig::new(format!("https://{address}"), Profile::Concurrent(vec![3]));
     config.limits.max_requests = Some(12);
     config.data.output_tokens = 8;
@@ -80,7 +38,7 @@ async fn a_level_over_tls_has_times_from_below_tls() {
 #[tokio::test]
 async fn an_unknown_authority_is_an_error_that_says_tls() {
     let mock = mock(Settings::default()).await;
-    let address = tls_in_front_of(mock.address).await;
+    let address = tls_in_front_of(mock.address, &[]).await;
     let config = BenchConfig::new(format!("https://{address}"), Profile::Synchronous);
     let error = run(&config, |_| {}, &Cancel::default()).await.unwrap_err();
     let error = error.to_string();
@@ -93,7 +51,7 @@ async fn an_unknown_authority_is_an_error_that_says_tls() {
 #[tokio::test]
 async fn any_certificate_is_trusted_on_request_and_the_results_say_so() {
     let mock = mock(Settings::default()).await;
-    let address = tls_in_front_of(mock.address).await;
+    let address = tls_in_front_of(mock.address, &[]).await;
     let mut config = BenchConfig::new(format!("https://{address}"), Profile::Synchronous);
     config.limits.max_requests = Some(2);
     config.target.insecure = true;

@@ -61,6 +61,7 @@ impl MetricsSource {
         } else {
             TargetConfig {
                 ca_file: config.ca_file.clone(),
+                insecure: config.insecure,
                 timeouts: config.timeouts,
                 ..TargetConfig::default()
             }
