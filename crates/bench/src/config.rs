@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::body::header_problem;
-use crate::data::DataConfig;
+use crate::data::{DataConfig, DataSource};
 use crate::error::BenchError;
 use crate::gpu::GpuMetrics;
 use crate::limits::{Limits, RunLimits};
@@ -167,7 +167,9 @@ impl BenchConfig {
             ));
         }
         self.profile.check()?;
-        self.limits.check()?;
+        self.check_replay()?;
+        self.limits
+            .check(matches!(self.profile, Profile::Replay { .. }))?;
         self.run_limits.check()?;
         self.order.check(&self.profile)?;
         match (self.slo, &self.profile) {
@@ -216,6 +218,25 @@ impl BenchConfig {
             return Err(BenchError::config("--workers", "must be at least 1"));
         }
         Ok(base)
+    }
+
+    fn check_replay(&self) -> Result<(), BenchError> {
+        if !matches!(self.profile, Profile::Replay { .. }) {
+            return Ok(());
+        }
+        if !matches!(self.data.source, DataSource::Trace(_)) {
+            return Err(BenchError::config(
+                "--profile",
+                "replay sends the requests of a trace: give one with --data and --trace-format",
+            ));
+        }
+        if self.rampup_s > 0.0 {
+            return Err(BenchError::config(
+                "--rampup",
+                "means nothing to a replay, whose load comes up as that of its trace did",
+            ));
+        }
+        Ok(())
     }
 
     /// What a level depends on, for `--resume`: results of other settings are measured again.
@@ -327,6 +348,30 @@ mod tests {
             error(|c| c.target.timeouts.idle = Some(Duration::ZERO)).starts_with("--idle-timeout")
         );
         assert!(error(|c| c.target.connect_to = Some("h:x".into())).starts_with("--connect-to"));
+        let replay = |time_scale| Profile::Replay {
+            time_scales: vec![time_scale],
+            max_concurrency: None,
+        };
+        let trace = DataSource::Trace(crate::TraceData {
+            path: "trace.jsonl".into(),
+            format: crate::TraceFormat::OpenTelemetry,
+        });
+        assert!(error(|c| c.profile = replay(1.0)).starts_with("--profile: replay"));
+        assert!(error(|c| c.profile = replay(0.0)).starts_with("--time-scale"));
+        let replayed = |c: &mut BenchConfig| {
+            (c.profile, c.data.source) = (replay(1.0), trace.clone());
+            c.limits = Limits::NONE;
+        };
+        let mut fine = BenchConfig::new("http://h", Profile::Synchronous);
+        replayed(&mut fine);
+        assert!(fine.check().is_ok());
+        assert!(
+            error(|c| {
+                replayed(c);
+                c.rampup_s = 1.0;
+            })
+            .starts_with("--rampup")
+        );
         assert!(error(|c| c.rampup_s = f64::NAN).starts_with("--rampup"));
         assert!(error(|c| c.order.repeats = 0).starts_with("--repeats"));
         assert!(error(|c| c.warmup = Phase::Share(1.5)).starts_with("--warmup"));

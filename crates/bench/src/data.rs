@@ -1,12 +1,14 @@
 //! What requests hold. [`DataConfig`] is what the user asks for; `workload` gives each request its prompt and its
 //! number of output tokens, as a turn of a `session`: from `synthetic` texts (`prompts` of `words`, of drawn
 //! `lengths`) that `calibrate` has learnt to make as long as the server counts, or from the `rows` of a file (a
-//! `table` whose `columns` hold prompts or a `conversation`, kept in a `store`).
+//! `table` whose `columns` hold prompts or a `conversation`, kept in a `store`), or from a `trace`, perhaps of
+//! `otel` spans.
 
 pub(crate) mod calibrate;
 mod columns;
 mod conversation;
 pub(crate) mod lengths;
+mod otel;
 pub(crate) mod prompts;
 mod rows;
 pub(crate) mod session;
@@ -14,6 +16,7 @@ mod source;
 mod store;
 mod synthetic;
 mod table;
+mod trace;
 pub(crate) mod words;
 mod workload;
 
@@ -22,8 +25,9 @@ use serde_json::{Value, json};
 pub use columns::Column;
 pub use lengths::{Spread, ThinkTime};
 pub(crate) use rows::Rows;
-pub use source::{DataSource, FileData, History, RowOrder};
+pub use source::{DataSource, FileData, History, RowOrder, TraceData, TraceFormat};
 pub(crate) use synthetic::Synthetic;
+pub(crate) use trace::{Calls, MOST_SPAN_S, Trace};
 pub(crate) use workload::Workload;
 
 use crate::error::BenchError;
@@ -157,7 +161,7 @@ impl DataConfig {
         }
         if let Some(think_time) = self.think_time {
             think_time.check()?;
-            if self.turns == 1 && self.source == DataSource::Synthetic {
+            if self.turns == 1 && !matches!(self.source, DataSource::File(_)) {
                 return error(
                     "--think-time",
                     "is between the turns of a session, and --turns is 1",
@@ -170,9 +174,23 @@ impl DataConfig {
                 "an endpoint that answers with no text has no next turn",
             );
         }
-        if let DataSource::File(file) = &self.source {
-            source::format_of(&file.path)?;
-            self.check_made_up()?;
+        match &self.source {
+            DataSource::Synthetic => {}
+            DataSource::File(file) => {
+                source::format_of(&file.path)?;
+                self.check_made_up(self.format == PromptFormat::Text)?;
+            }
+            DataSource::Trace(trace) => {
+                trace.check()?;
+                if self.output_spread != Spread::default() {
+                    return error(
+                        "--output-tokens-stdev",
+                        "means nothing to a trace, which tells the tokens of each answer",
+                    );
+                }
+                // Its prompts are made up, and may be token ids.
+                self.check_made_up(true)?;
+            }
         }
         if let PromptFormat::TokenIds { low, high } = self.format {
             if !target.endpoint.takes_raw_prompts() {
@@ -195,7 +213,7 @@ impl DataConfig {
     }
 
     /// Settings of what is made up mean nothing where nothing is.
-    fn check_made_up(&self) -> Result<(), BenchError> {
+    fn check_made_up(&self, format: bool) -> Result<(), BenchError> {
         let default = DataConfig::default();
         let set = [
             (
@@ -204,13 +222,13 @@ impl DataConfig {
             ),
             ("--prefix", self.prefix_buckets != default.prefix_buckets),
             ("--turns", self.turns != default.turns),
-            ("--prompt-format", self.format != default.format),
+            ("--prompt-format", !format),
         ];
         match set.into_iter().find(|(_, set)| *set) {
             None => Ok(()),
             Some((flag, _)) => Err(BenchError::config(
                 flag,
-                "is for prompts that are made up, and --data names a file that has its own",
+                "is for requests that are made up, and --data names a file that has its own",
             )),
         }
     }
@@ -260,24 +278,18 @@ impl DataConfig {
                 "prefix_buckets": format!("{:?}", self.prefix_buckets),
                 "turns": self.turns,
                 "think_time": format!("{:?}", self.think_time),
-                "source": match &self.source {
-                    DataSource::Synthetic => Value::Null,
-                    DataSource::File(file) => json!({
-                        "file": source::identity(&file.path),
-                        "columns": format!("{:?}", file.columns),
-                        "order": format!("{:?}", file.order),
-                        "history": format!("{:?}", file.history),
-                    }),
-                },
+                "file": self.source.path().map(source::identity),
+                "source": format!("{:?}", self.source),
             })
         })
     }
 
     /// This in GuideLLM's words, for its report.
     pub(crate) fn spec(&self) -> Value {
-        if let DataSource::File(file) = &self.source {
-            let kind = table::Format::of(&file.path).map_or("json_file", table::Format::kind);
-            return json!({"kind": kind, "path": file.path.display().to_string()});
+        match &self.source {
+            DataSource::Synthetic => {}
+            DataSource::File(file) => return source::file_spec(&file.path),
+            DataSource::Trace(trace) => return trace.spec(source::file_spec(&trace.path)),
         }
         let mut spec = json!({"kind": "synthetic_text"});
         let spreads = [

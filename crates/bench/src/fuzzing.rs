@@ -1,9 +1,11 @@
-//! For the fuzz targets: an answer of a server, read without a socket; a file of prompts.
+//! For the fuzz targets: an answer of a server, read without a socket; a file of prompts, a trace.
 
 use std::path::Path;
 
 use crate::chunk;
-use crate::data::{DataConfig, FileData, Rows};
+use crate::data::prompts::Prompts;
+use crate::data::session::Session;
+use crate::data::{Calls, DataConfig, FileData, Rows, Trace, TraceData, TraceFormat};
 use crate::form::Form;
 use crate::http1::{Decoder, parse_head};
 use crate::repeat::ChunkParser;
@@ -54,6 +56,35 @@ pub fn data_file(path: &Path) -> Result<Vec<String>, String> {
         written.map(|_| String::from_utf8_lossy(&out).into_owned())
     };
     (0..4).map(prompt).collect()
+}
+
+/// The first prompts of a trace in a file of any format, or why it cannot be used.
+pub fn trace_file(path: &Path, format: TraceFormat) -> Result<Vec<String>, String> {
+    /// A longer prompt says no more and takes its time.
+    const MOST_TOKENS: u64 = 10_000;
+    let path = path.to_owned();
+    let calls = Calls::load(
+        &TraceData { path, format },
+        &std::env::temp_dir(),
+        &mut vec![],
+    );
+    let calls = calls.map_err(|e| e.to_string())?;
+    let short = |place: &u64| {
+        let call = calls.get(*place as usize % calls.len());
+        call.is_ok_and(|call| call.input <= MOST_TOKENS)
+    };
+    let places: Vec<u64> = (0..4).filter(short).collect();
+    let ids = Prompts::TokenIds {
+        range: (0, 9),
+        seed: 1,
+    };
+    let trace = Trace::new(calls, ids);
+    let prompt = |number: u64| {
+        let mut out = Vec::new();
+        let written = trace.write(Form::Text, &Session::new(number, 1), &mut out);
+        written.map(|_| String::from_utf8_lossy(&out).into_owned())
+    };
+    places.into_iter().map(prompt).collect()
 }
 
 fn read(

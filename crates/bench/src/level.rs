@@ -23,7 +23,7 @@ use crate::metrics::seconds;
 use crate::preflight::Prepared;
 use crate::record::{LevelResult, Strategy};
 use crate::recorder::Recording;
-use crate::schedule::{Gaps, pace};
+use crate::schedule::{Schedule, pace};
 use crate::server_side::Sampler;
 use crate::spill::Scratch;
 use crate::watch::Watch;
@@ -119,10 +119,16 @@ pub async fn run_level(
 
 pub(crate) async fn run_plan(
     prepared: &Prepared,
-    plan: LevelPlan<'_>,
+    mut plan: LevelPlan<'_>,
     cancel: &Cancel,
     mut on_progress: impl FnMut(Progress),
 ) -> Result<LevelResult, BenchError> {
+    if let (Strategy::Replay { .. }, Some(times_s)) = (&plan.strategy, prepared.workload.times_s())
+    {
+        // A replay is over with its trace.
+        let all = times_s.len() as u64;
+        plan.limits.max_requests = Some(plan.limits.max_requests.map_or(all, |n| n.min(all)));
+    }
     let sampler = match prepared.metrics.clone() {
         Some(source) => Some(Sampler::start(source).await?),
         None => None,
@@ -320,9 +326,11 @@ impl Threads {
                 std::thread::sleep(PULSE_EVERY);
             }
         })?;
-        if let Some(gaps) = Gaps::of(&plan.strategy, plan.number, plan.rampup_s) {
+        let times_s = prepared.workload.times_s();
+        let schedule = Schedule::of(&plan.strategy, plan.number, plan.rampup_s, times_s);
+        if let Some(schedule) = schedule {
             let shared = shared.clone();
-            spawn("bench-pace", move || pace(&shared, gaps, &queues))?;
+            spawn("bench-pace", move || pace(&shared, schedule, &queues))?;
         }
         Ok(threads)
     }

@@ -78,7 +78,7 @@ pub use cancel::Cancel;
 pub use config::{BenchConfig, Phase, TokenCounter};
 pub use data::{
     Column, DataConfig, DataSource, FileData, History, PrefixBucket, PromptFormat, RowOrder,
-    Spread, ThinkTime,
+    Spread, ThinkTime, TraceData, TraceFormat,
 };
 pub use distribution::{DistributionSummary, summarize, summarize_weighted};
 pub use drift::Drift;

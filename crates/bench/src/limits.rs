@@ -36,7 +36,8 @@ pub struct ErrorRate {
     pub requests: u64,
 }
 
-/// When a level ends. At least one of `max_requests`, `max_seconds` and `min_requests` must be given.
+/// When a level ends. At least one of `max_requests`, `max_seconds` and `min_requests` must be given, but for a
+/// replay, which ends with its trace.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Limits {
     /// Requests of a level.
@@ -83,9 +84,12 @@ impl Limits {
         end_run: false,
     };
 
-    /// Find values that make no sense.
-    pub(crate) fn check(&self) -> Result<(), BenchError> {
-        if (self.max_requests, self.min_requests) == (None, None) && self.max_seconds.is_none() {
+    /// Find values that make no sense. Levels that end by themselves need no limit.
+    pub(crate) fn check(&self, end_by_themselves: bool) -> Result<(), BenchError> {
+        if !end_by_themselves
+            && (self.max_requests, self.min_requests) == (None, None)
+            && self.max_seconds.is_none()
+        {
             return Err(BenchError::config(
                 "--max-requests",
                 "give this, --max-seconds or --min-requests, or a level would never end",
@@ -320,14 +324,15 @@ mod tests {
 
     #[test]
     fn bad_limits_name_their_flag() {
-        let error = |limits: Limits| limits.check().unwrap_err().to_string();
-        assert!(Limits::default().check().is_ok());
+        let error = |limits: Limits| limits.check(false).unwrap_err().to_string();
+        assert!(Limits::default().check(false).is_ok());
+        assert!(Limits::NONE.check(true).is_ok());
         assert!(error(Limits::NONE).starts_with("--max-requests"));
         let least = Limits {
             min_requests: Some(3),
             ..Limits::NONE
         };
-        assert!(least.check().is_ok());
+        assert!(least.check(false).is_ok());
         let more = Limits {
             max_requests: Some(2),
             ..least

@@ -1,6 +1,7 @@
 //! Before the first level: is the server there, which model, which request fields does it take, how long
 //! is a prompt. What cannot work ends here, with a hint, and not as a hundred failed requests.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ use crate::data::lengths::Drawn;
 use crate::data::prompts::Prompts;
 use crate::data::session::Session;
 use crate::data::words::OPENING;
-use crate::data::{DataSource, PromptFormat, Rows, Spread, Synthetic, Workload, calibrate};
+use crate::data::{
+    Calls, DataSource, PromptFormat, Rows, Spread, Synthetic, Trace, Workload, calibrate,
+};
 use crate::error::BenchError;
 use crate::gpu::Driver;
 use crate::host::Place;
@@ -61,7 +64,7 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
     let base = config.check()?;
     let mut warnings = Vec::new();
     // A row that cannot be sent is told before anything is.
-    let rows = load(config, &mut warnings).await?;
+    let loaded = load(config, &mut warnings).await?;
     let connector = Connector::new(&base, &config.target).await?;
     let mut probe = Probe {
         config,
@@ -89,10 +92,16 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
         }
     };
     let usage = probe.settle_shape(&models, &mut warnings).await?;
-    let workload = match rows {
-        Some(rows) => Workload::Rows(rows),
-        None => {
-            let (prompts, seed) = calibrate::prompts(&mut probe, usage, &mut warnings).await?;
+    let workload = match loaded {
+        Loaded::Rows(rows) => Workload::Rows(rows),
+        Loaded::Trace(calls) => {
+            let usual = Some(calls.mean_input());
+            let (prompts, _) = calibrate::prompts(&mut probe, usage, usual, &mut warnings).await?;
+            Workload::Trace(Trace::new(calls, prompts))
+        }
+        Loaded::Nothing => {
+            let (prompts, seed) =
+                calibrate::prompts(&mut probe, usage, None, &mut warnings).await?;
             Workload::Synthetic(Synthetic::new(&config.data, prompts, seed))
         }
     };
@@ -116,30 +125,47 @@ pub async fn prepare(config: &BenchConfig) -> Result<Prepared, BenchError> {
     })
 }
 
-/// The rows of a file, where the requests come from one.
-async fn load(
-    config: &BenchConfig,
-    warnings: &mut Vec<String>,
-) -> Result<Option<Rows>, BenchError> {
-    let DataSource::File(file) = config.data.source.clone() else {
-        return Ok(None);
+/// What was read of a file.
+enum Loaded {
+    Nothing,
+    Rows(Rows),
+    Trace(Calls),
+}
+
+/// Read the file that the requests come from, where they come from one.
+async fn load(config: &BenchConfig, warnings: &mut Vec<String>) -> Result<Loaded, BenchError> {
+    let Some(path) = config.data.source.path().map(Path::to_owned) else {
+        return Ok(Loaded::Nothing);
     };
-    let path = file.path.clone();
-    let (data, target) = (config.data.clone(), config.target.clone());
-    let tokenizer = config.tokenizer.clone();
-    let folder = config.output_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let config = config.clone();
     // On a thread of its own: it may take long, and meanwhile the run can be cancelled.
     let loaded = tokio::task::spawn_blocking(move || {
         let mut warnings = Vec::new();
-        let rows = Rows::load(&data, &file, &target, tokenizer, &folder, &mut warnings)?;
-        Ok((rows, warnings))
+        load_now(&config, &mut warnings).map(|loaded| (loaded, warnings))
     });
-    let (rows, found) = loaded.await.map_err(|_| BenchError::Read {
+    let (loaded, found) = loaded.await.map_err(|_| BenchError::Read {
         path,
         problem: "reading it ended early".into(),
     })??;
     warnings.extend(found);
-    Ok(Some(rows))
+    Ok(loaded)
+}
+
+fn load_now(config: &BenchConfig, warnings: &mut Vec<String>) -> Result<Loaded, BenchError> {
+    let folder = config.output_dir.clone().unwrap_or_else(std::env::temp_dir);
+    match &config.data.source {
+        DataSource::Synthetic => Ok(Loaded::Nothing),
+        DataSource::File(file) => {
+            let (data, target) = (&config.data, &config.target);
+            let tokenizer = config.tokenizer.clone();
+            Rows::load(data, file, target, tokenizer, &folder, warnings).map(Loaded::Rows)
+        }
+        DataSource::Trace(trace) => {
+            let calls = Calls::load(trace, &folder, warnings)?;
+            config.profile.check_trace(&calls.times_s)?;
+            Ok(Loaded::Trace(calls))
+        }
+    }
 }
 
 /// Sends test requests.

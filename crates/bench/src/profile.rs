@@ -1,11 +1,14 @@
 //! Which levels a run has. Some profiles choose a level by what the levels before it measured.
 
+use crate::data::MOST_SPAN_S;
 use crate::error::BenchError;
 use crate::goodput::GoodputSearch;
 use crate::knee::KneeSearch;
 use crate::metrics::LevelMetrics;
 use crate::record::{LevelResult, Strategy};
 
+/// Largest factor of a trace's times, and the smallest is one part of it.
+const MOST_TIME_SCALE: f64 = 1e6;
 /// Most streams that are offered where no number is given.
 const DEFAULT_CAP: usize = 512;
 
@@ -35,6 +38,14 @@ pub enum Profile {
         /// Most requests in flight; later ones wait, and their wait counts.
         max_concurrency: Option<usize>,
     },
+    /// An open loop at the times of a trace, for each factor. A level ends with the last request of the trace,
+    /// or with a limit before it.
+    Replay {
+        /// What the times after the first request are multiplied with: 0.5 is twice as fast.
+        time_scales: Vec<f64>,
+        /// Most requests in flight; later ones wait, and their wait counts.
+        max_concurrency: Option<usize>,
+    },
     /// Synchronous, throughput, then rates in even steps from what the first reached up to what
     /// the second did.
     Sweep {
@@ -58,6 +69,7 @@ impl Profile {
             Profile::Synchronous | Profile::Throughput { .. } => 1,
             Profile::Concurrent(streams) => streams.len(),
             Profile::Constant { rates, .. } | Profile::Poisson { rates, .. } => rates.len(),
+            Profile::Replay { time_scales, .. } => time_scales.len(),
             Profile::Sweep { levels, .. } => *levels,
             Profile::Knee(search) => search.max_levels,
             Profile::Goodput(search) => search.max_levels,
@@ -93,6 +105,18 @@ impl Profile {
                     .map(|&rate| poisson(rate, *max_concurrency))
                     .collect(),
             ),
+            Profile::Replay {
+                time_scales,
+                max_concurrency,
+            } => Some(
+                time_scales
+                    .iter()
+                    .map(|&time_scale| Strategy::Replay {
+                        time_scale,
+                        max_concurrency: *max_concurrency,
+                    })
+                    .collect(),
+            ),
             Profile::Sweep { .. } | Profile::Knee(_) | Profile::Goodput(_) => None,
         }
     }
@@ -122,6 +146,21 @@ impl Profile {
                 _ => None,
             },
             _ => self.fixed()?.into_iter().nth(at),
+        }
+    }
+
+    /// Find a factor that makes too much of a trace, whose times are in order.
+    pub(crate) fn check_trace(&self, times_s: &[f64]) -> Result<(), BenchError> {
+        let Profile::Replay { time_scales, .. } = self else {
+            return Ok(());
+        };
+        let span_s = times_s.last().copied().unwrap_or(0.0);
+        match time_scales.iter().find(|s| span_s * **s > MOST_SPAN_S) {
+            None => Ok(()),
+            Some(scale) => Err(BenchError::config(
+                "--time-scale",
+                format!("the trace takes {span_s} s, and {scale} times that is over three years"),
+            )),
         }
     }
 
@@ -164,6 +203,19 @@ impl Profile {
                     return Err(BenchError::config(
                         "--rate",
                         "give requests per second above 0, as in 1,2.5,10",
+                    ));
+                }
+                cap(max_concurrency)
+            }
+            Profile::Replay {
+                time_scales,
+                max_concurrency,
+            } => {
+                let fine = |s: &f64| (1.0 / MOST_TIME_SCALE..=MOST_TIME_SCALE).contains(s);
+                if time_scales.is_empty() || !time_scales.iter().all(fine) {
+                    return Err(BenchError::config(
+                        "--time-scale",
+                        "give factors between 0.000001 and 1,000,000, as in 1,0.5",
                     ));
                 }
                 cap(max_concurrency)
@@ -265,6 +317,30 @@ mod tests {
                 max_concurrency: Some(9)
             })
         );
+    }
+
+    #[test]
+    fn a_replay_has_a_level_for_each_factor() {
+        let replay = |time_scales| Profile::Replay {
+            time_scales,
+            max_concurrency: None,
+        };
+        let profile = replay(vec![1.0, 0.5]);
+        assert!(profile.check().is_ok() && profile.levels() == 2);
+        let stems: Vec<String> = profile
+            .fixed()
+            .unwrap()
+            .iter()
+            .map(Strategy::file_stem)
+            .collect();
+        assert_eq!(stems, ["replay-1", "replay-0.5"]);
+        for bad in [vec![], vec![0.0], vec![1.0, f64::NAN], vec![1e9]] {
+            let error = replay(bad).check().unwrap_err().to_string();
+            assert!(error.starts_with("--time-scale"), "{error}");
+        }
+        let times = [0.0, 2e7];
+        assert!(profile.check_trace(&times).is_ok());
+        assert!(replay(vec![10.0]).check_trace(&times).is_err());
     }
 
     #[test]

@@ -43,12 +43,22 @@ pub enum Strategy {
         /// Most requests in flight.
         max_concurrency: Option<usize>,
     },
+    /// Open loop, at the times of a trace.
+    Replay {
+        /// What the times after the first request are multiplied with: 0.5 is twice as fast.
+        time_scale: f64,
+        /// Most requests in flight.
+        max_concurrency: Option<usize>,
+    },
 }
 
 impl Strategy {
     /// Is the arrival of requests set by a schedule, whatever the server does?
     pub fn open_loop(&self) -> bool {
-        matches!(self, Strategy::Constant { .. } | Strategy::Poisson { .. })
+        matches!(
+            self,
+            Strategy::Constant { .. } | Strategy::Poisson { .. } | Strategy::Replay { .. }
+        )
     }
 
     /// Requests per second of the schedule, where there is one.
@@ -68,6 +78,7 @@ impl Strategy {
             Strategy::Throughput { .. } => "throughput-max".into(),
             Strategy::Constant { rate, .. } => format!("constant-{rate}"),
             Strategy::Poisson { rate, .. } => format!("poisson-{rate}"),
+            Strategy::Replay { time_scale, .. } => format!("replay-{time_scale}"),
         }
     }
 
@@ -81,6 +92,9 @@ impl Strategy {
                 max_concurrency, ..
             }
             | Strategy::Poisson {
+                max_concurrency, ..
+            }
+            | Strategy::Replay {
                 max_concurrency, ..
             } => *max_concurrency,
         }

@@ -1,5 +1,6 @@
 //! When the requests of an open loop are due, and telling the workers so in time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -9,7 +10,51 @@ use crate::record::Strategy;
 use crate::system::be_prompt;
 use crate::worker::{Arrival, LevelShared};
 
-/// When the arrivals of an open loop are, seconds since the level's start.
+/// When the arrivals of an open loop are.
+pub(crate) enum Schedule {
+    /// At a rate.
+    Rate(Gaps),
+    /// At times after the first, which are multiplied with a factor.
+    Trace {
+        times_s: Arc<[f64]>,
+        time_scale: f64,
+    },
+}
+
+impl Schedule {
+    /// That of level `number` with a strategy whose rate comes up over `rampup_s`, `times_s` being those of a
+    /// trace; `None` for a closed loop.
+    pub fn of(
+        strategy: &Strategy,
+        number: u64,
+        rampup_s: f64,
+        times_s: Option<Arc<[f64]>>,
+    ) -> Option<Self> {
+        match strategy {
+            Strategy::Replay { time_scale, .. } => Some(Schedule::Trace {
+                times_s: times_s?,
+                time_scale: *time_scale,
+            }),
+            _ => Gaps::of(strategy, number, rampup_s).map(Schedule::Rate),
+        }
+    }
+
+    /// Arrival `index`, seconds since the level's start; each is asked for once, in order. `None` behind the last.
+    fn next(&mut self, index: u64) -> Option<f64> {
+        match self {
+            Schedule::Rate(gaps) => Some(gaps.next(index)),
+            Schedule::Trace {
+                times_s,
+                time_scale,
+            } => {
+                let time_s = times_s.get(usize::try_from(index).ok()?)?;
+                Some(time_s * *time_scale)
+            }
+        }
+    }
+}
+
+/// Arrivals at a rate, seconds since the level's start.
 pub(crate) struct Gaps {
     rate: f64,
     rampup_s: f64,
@@ -19,7 +64,7 @@ pub(crate) struct Gaps {
 
 impl Gaps {
     /// Those of a strategy whose rate comes up over `rampup_s`; `None` for a closed loop.
-    pub fn of(strategy: &Strategy, number: u64, rampup_s: f64) -> Option<Self> {
+    fn of(strategy: &Strategy, number: u64, rampup_s: f64) -> Option<Self> {
         let (rate, random) = match strategy {
             Strategy::Constant { rate, .. } => (*rate, None),
             Strategy::Poisson { rate, .. } => (*rate, Some((Random::new(42, number), 0.0))),
@@ -61,17 +106,16 @@ impl Gaps {
 /// fraction of a millisecond, which a runtime's timer wheel is not.
 pub(crate) fn pace(
     shared: &LevelShared,
-    mut gaps: Gaps,
+    mut schedule: Schedule,
     queues: &[mpsc::UnboundedSender<Arrival>],
 ) {
     be_prompt();
     let clock = shared.client.clock;
     let seconds = shared.watch.schedule_s();
     for index in 0..shared.max_requests {
-        let due = gaps.next(index);
-        if due >= seconds {
+        let Some(due) = schedule.next(index).filter(|due| *due < seconds) else {
             break;
-        }
+        };
         let intended_ns = (due * 1e9) as u64;
         loop {
             if shared.watch.stop.is_cancelled() {
@@ -126,6 +170,18 @@ mod tests {
         assert!((mean - 0.02).abs() < 0.0005, "{mean}");
         // The standard deviation of exponential gaps is their mean.
         assert!((variance.sqrt() - 0.02).abs() < 0.0006);
+    }
+
+    #[test]
+    fn a_trace_has_its_own_times() {
+        let strategy = Strategy::Replay {
+            time_scale: 0.5,
+            max_concurrency: None,
+        };
+        let times: Arc<[f64]> = [0.0, 3.0, 3.0, 8.0].into();
+        let mut schedule = Schedule::of(&strategy, 1, 0.0, Some(times)).unwrap();
+        let due: Vec<Option<f64>> = (0..5).map(|i| schedule.next(i)).collect();
+        assert_eq!(due, [Some(0.0), Some(1.5), Some(1.5), Some(4.0), None]);
     }
 
     #[test]

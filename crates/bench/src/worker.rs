@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Shared};
+use crate::data::Workload;
 use crate::data::session::Session;
 use crate::health::{ThreadHealth, thread_cpu};
 use crate::link::Links;
@@ -37,10 +38,15 @@ pub(crate) struct LevelShared {
 }
 
 impl LevelShared {
-    /// Begin another session.
-    fn session(&self) -> Session {
-        let number = self.first_session + self.sessions.fetch_add(1, Relaxed);
-        self.client.workload.session(number)
+    /// Begin another session, with the level's request of this index.
+    fn session(&self, index: u64) -> Session {
+        let begun = self.sessions.fetch_add(1, Relaxed);
+        // Of a trace the n-th request goes with the n-th arrival, whichever thread is the first to send.
+        let within = match *self.client.workload {
+            Workload::Trace(_) => index,
+            Workload::Synthetic(_) | Workload::Rows(_) => begun,
+        };
+        self.client.workload.session(self.first_session + within)
     }
 
     /// How long the user of a session thinks before its next turn, ns.
@@ -159,7 +165,7 @@ async fn closed_client(
         if index >= shared.max_requests {
             return;
         }
-        let mut playing = session.take().unwrap_or_else(|| shared.session());
+        let mut playing = session.take().unwrap_or_else(|| shared.session(index));
         let arrival = Arrival { index, intended_ns };
         let record = perform(
             &shared,
@@ -243,7 +249,7 @@ async fn open_loop(
             let (recorder, idle, resting) = (recorder.clone(), idle.clone(), resting.clone());
             let links = links.clone();
             let ready = lock(&resting).ready(shared.client.clock.now_ns());
-            let mut session = ready.unwrap_or_else(|| shared.session());
+            let mut session = ready.unwrap_or_else(|| shared.session(arrival.index));
             tasks.spawn(async move {
                 let stop = shared.watch.stop.clone();
                 let stopped = std::pin::pin!(stop.cancelled());

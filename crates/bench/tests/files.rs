@@ -97,6 +97,10 @@ fn strategies() -> Vec<Strategy> {
             rate: 2.5,
             max_concurrency: Some(3),
         },
+        Strategy::Replay {
+            time_scale: 0.25,
+            max_concurrency: Some(7),
+        },
     ]
 }
 
@@ -128,7 +132,7 @@ fn every_shape_is_valid_and_comes_back_exactly() {
     }
     assert_eq!(
         std::fs::read_dir(dir.path()).unwrap().count(),
-        5,
+        6,
         "no temporary file is left"
     );
 }

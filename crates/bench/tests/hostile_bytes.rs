@@ -5,8 +5,10 @@
 
 use std::path::Path;
 
-use powerband_bench::fuzzing::{data_file, response};
-use powerband_bench::{LevelResult, Outcome, RequestRecord, Requests, guidellm, jsonl};
+use powerband_bench::fuzzing::{data_file, response, trace_file};
+use powerband_bench::{
+    LevelResult, Outcome, RequestRecord, Requests, TraceFormat, guidellm, jsonl,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -241,7 +243,72 @@ fn files_of_prompts_cut_off_or_flipped_anywhere_are_read_or_refused() {
     }
 }
 
+/// What a trace gives; an error must name the file.
+fn trace(name: &str, format: TraceFormat, bytes: &[u8]) -> Result<Vec<String>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    let prompts = trace_file(&path, format);
+    if let Err(error) = &prompts {
+        assert!(error.contains(name), "{error}");
+    }
+    for prompt in prompts.iter().flatten() {
+        assert!(serde_json::from_str::<Vec<u32>>(prompt).is_ok(), "{prompt}");
+    }
+    prompts
+}
+
+#[test]
+fn traces_cut_off_or_flipped_anywhere_are_read_or_refused() {
+    let mooncake = br#"{"timestamp": 0, "input_length": 75, "output_length": 5, "hash_ids": [0, 1]}
+{"timestamp": 3052, "input_length": 64, "output_length": 2, "hash_ids": [0]}"#;
+    let csv = b"timestamp,input_length,output_length,hash_ids\n27.5,75,9,\"[3, 4]\"\n28,5,2,\n";
+    let otel = br#"{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": "1544712660500000000", "status": {"code": 1},
+"attributes": [{"key": "gen_ai.usage.input_tokens", "value": {"intValue": "12"}}, {"key": "gen_ai.usage.output_tokens", "value": {"intValue": 5}}]}]}]}]}"#;
+    let otel: Vec<u8> = otel.iter().copied().filter(|b| *b != b'\n').collect();
+    let span = br#"{"start_time": "2024-05-01T12:00:00.250Z", "attributes": {"gen_ai.usage.prompt_tokens": "7", "gen_ai.usage.completion_tokens": 3}}"#;
+    let blocks = TraceFormat::Mooncake { block_tokens: 64 };
+    let files: [(&str, TraceFormat, &[u8]); 4] = [
+        ("a.jsonl", blocks, mooncake),
+        ("a.csv", blocks, csv),
+        ("b.json", TraceFormat::OpenTelemetry, &otel),
+        ("c.jsonl", TraceFormat::OpenTelemetry, span),
+    ];
+    for (name, format, whole) in files {
+        let prompts = trace(name, format, whole);
+        assert_eq!(prompts.map(|p| p.len()), Ok(4), "{name}");
+        for i in 0..whole.len() {
+            let _ = trace(name, format, &whole[..i]);
+            for flip in [0x01, 0x80, 0xff] {
+                let mut other = whole.to_vec();
+                other[i] ^= flip;
+                let _ = trace(name, format, &other);
+            }
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn a_trace_with_an_odd_value(at in 0usize..12, otel: bool, by in prop::sample::select(vec![
+        json!(null), json!(-1), json!(1e300), json!(u64::MAX), json!(1u64 << 40), json!(""), json!([]), json!({}), json!([[0]]),
+    ])) {
+        let (format, mut row) = match otel {
+            false => (
+                TraceFormat::Mooncake { block_tokens: 16 },
+                json!({"timestamp": 5, "input_length": 30, "output_length": 3, "hash_ids": [1, 2]}),
+            ),
+            true => (
+                TraceFormat::OpenTelemetry,
+                json!({"spans": [{"startTimeUnixNano": 5, "status": {"code": 1}, "attributes": {
+                    "gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 7, "gen_ai.usage.output_tokens": 3}}]}),
+            ),
+        };
+        let fine = row.to_string();
+        replaced(&mut row, at, &by);
+        let _ = trace("a.jsonl", format, format!("{fine}\n{row}").as_bytes());
+    }
+
     #[test]
     fn any_bytes_are_prompts_or_an_error(
         bytes in prop::collection::vec(any::<u8>(), 0..200), ending in "json|jsonl|csv|tsv|txt|parquet",

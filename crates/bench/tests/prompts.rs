@@ -199,6 +199,99 @@ async fn a_local_tokenizer_that_disagrees_is_not_used() {
     );
 }
 
+/// Counts as the mock does, which has one token around a text.
+struct Words;
+
+impl TokenCounter for Words {
+    fn count_prompt(&self, text: &str) -> usize {
+        text.split(' ').count() + 1
+    }
+    fn count_output(&self, text: &str) -> usize {
+        text.split_whitespace().count()
+    }
+}
+
+#[tokio::test]
+async fn a_local_tokenizer_that_agrees_asks_the_server_for_nothing_more() {
+    let settings = Settings {
+        tokenize: Some(true),
+        ..Settings::default()
+    };
+    let (l, mock) = level(settings, |c| c.tokenizer = Some(std::sync::Arc::new(Words))).await;
+    assert_exact(&l, 128);
+    assert_eq!(mock.seen.tokenize_calls.load(SeqCst), 0);
+    let bodies = mock.seen.bodies.lock().unwrap();
+    // 1 for the fields, 1 to verify.
+    assert_eq!(bodies.iter().filter(|b| b["max_tokens"] == 1).count(), 2);
+}
+
+#[tokio::test]
+async fn where_a_chat_sends_no_usage_a_tokenizer_counts_what_it_can() {
+    for given in [false, true] {
+        let settings = Settings {
+            refuses: vec!["stream_options"],
+            ..Settings::default()
+        };
+        let (l, mock) = level(settings, |c| {
+            c.target.endpoint = Endpoint::ChatCompletions;
+            if given {
+                c.tokenizer = Some(std::sync::Arc::new(Words));
+            }
+        })
+        .await;
+        let of = |words: &str| l.warnings.iter().filter(|w| w.contains(words)).count();
+        assert_eq!(
+            (of("a guess"), of("chat template adds")),
+            if given { (0, 1) } else { (1, 0) },
+            "{:?}",
+            l.warnings
+        );
+        let bodies = mock.seen.bodies.lock().unwrap();
+        let last = bodies.last().unwrap()["messages"][0]["content"]
+            .as_str()
+            .unwrap();
+        assert_eq!(last.split(' ').count(), if given { 127 } else { 128 });
+    }
+}
+
+#[tokio::test]
+async fn a_usage_that_does_not_count_the_prompt_is_one_warning_and_no_loop() {
+    for says in [7, 1 << 30] {
+        let settings = Settings {
+            prompt_usage: Some(says),
+            ..Settings::default()
+        };
+        let (l, mock) = level(settings, |_| {}).await;
+        let guesses: Vec<&String> = l.warnings.iter().filter(|w| w.contains("guess")).collect();
+        assert_eq!(guesses.len(), 1, "{:?}", l.warnings);
+        assert!(guesses[0].contains(&format!("189 words is said to have {says} tokens")));
+        let bodies = mock.seen.bodies.lock().unwrap();
+        assert!(bodies.iter().filter(|b| b["max_tokens"] == 1).count() < 40);
+        // Prompts are as long as a word a token makes them.
+        let sent = bodies.last().unwrap()["prompt"].as_str().unwrap();
+        assert_eq!(sent.split(' ').count(), 128);
+        assert!(l.requests.iter().all(|r| r.successful()));
+    }
+}
+
+#[tokio::test]
+async fn an_unusable_tokenize_and_no_usage_are_one_warning() {
+    let settings = Settings {
+        tokenize: Some(false),
+        refuses: vec!["stream_options"],
+        ..Settings::default()
+    };
+    let (l, mock) = level(settings, |_| {}).await;
+    assert_eq!(mock.seen.tokenize_calls.load(SeqCst), 1);
+    let told: Vec<&String> = l
+        .warnings
+        .iter()
+        .filter(|w| w.contains("/tokenize"))
+        .collect();
+    assert_eq!(told.len(), 1, "{:?}", l.warnings);
+    assert!(told[0].contains("a guess") && told[0].contains("answers 200 with something else"));
+}
+
 #[tokio::test]
 async fn fields_that_the_server_refuses_are_left_out_with_one_warning() {
     let (l, mock) = level(

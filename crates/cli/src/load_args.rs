@@ -57,7 +57,10 @@ impl LoadArgs {
 fn is_open(profile: &Profile) -> bool {
     use powerband_bench::GoodputLoad::Rate;
     match profile {
-        Profile::Constant { .. } | Profile::Poisson { .. } | Profile::Sweep { .. } => true,
+        Profile::Constant { .. }
+        | Profile::Poisson { .. }
+        | Profile::Replay { .. }
+        | Profile::Sweep { .. } => true,
         Profile::Goodput(search) => matches!(search.load, Rate { .. }),
         Profile::Synchronous
         | Profile::Concurrent(_)

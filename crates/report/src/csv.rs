@@ -247,6 +247,8 @@ fn level(header: &csv::StringRecord, record: &csv::StringRecord) -> Result<Level
         level.client_limit = (why != UNKNOWN).then(|| why.to_owned());
     }
     let stem = level.file.trim_end_matches(".json");
-    level.open_loop = stem.starts_with("constant-") || stem.starts_with("poisson-");
+    level.open_loop = ["constant-", "poisson-", "replay-"]
+        .iter()
+        .any(|shape| stem.starts_with(shape));
     Ok(level)
 }

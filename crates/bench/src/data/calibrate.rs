@@ -1,6 +1,7 @@
 //! Making prompts of an exact length without knowing the tokenizer: find out which words cost one token,
 //! and what is there besides them (a BOS, a chat template).
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +20,8 @@ use crate::random::Random;
 const ENOUGH_WORDS: usize = 16;
 /// Words counted at once.
 const GROUP: usize = 64;
+/// What a word can cost with any tokenizer: characters have some seven with the space, bytes no more in English.
+const TOKENS_PER_WORD: RangeInclusive<f64> = 0.25..=20.0;
 /// Most prompts that are fitted one by one, where words cost several tokens.
 const MOST_FITTED: u64 = 2000;
 
@@ -53,15 +56,17 @@ impl Counter {
     }
 }
 
-/// What the run's prompts are made of. `usage`: what the server counted for a prompt of [`OPENING`] alone.
+/// What the run's prompts are made of. `usage`: what the server counted for a prompt of [`OPENING`] alone;
+/// `trace`: the length of a usual prompt of a trace, whose prompts are of any length and have parts in common.
 pub(crate) async fn prompts(
     probe: &mut Probe<'_>,
     usage: Option<Usage>,
+    trace: Option<u64>,
     warnings: &mut Vec<String>,
 ) -> Result<(Prompts, u64), BenchError> {
     let data = &probe.config.data;
     let seed = data.seed.unwrap_or_else(fresh_seed);
-    let want = data.usual_prompt();
+    let want = trace.unwrap_or_else(|| data.usual_prompt());
     if let PromptFormat::TokenIds { low, high } = data.format {
         let range = (low, high);
         return Ok((Prompts::TokenIds { range, seed }, seed));
@@ -74,12 +79,12 @@ pub(crate) async fn prompts(
         seed,
     };
     let by_usage = usage.and_then(|u| u.prompt_tokens);
-    let Some((counter, opening)) = choose_counter(probe, by_usage, warnings).await else {
-        warnings.push(
-            "prompt lengths are a guess: the server sends no usage and has no /tokenize, and no tokenizer was given"
-                .into(),
-        );
-        return Ok((Prompts::Words(words), seed));
+    let (counter, opening) = match choose_counter(probe, by_usage, warnings).await {
+        Ok(chosen) => chosen,
+        Err(why) => {
+            warnings.push(format!("prompt lengths are a guess: {why}"));
+            return Ok((Prompts::Words(words), seed));
+        }
     };
     if want < opening {
         warnings.push(format!(
@@ -88,13 +93,15 @@ pub(crate) async fn prompts(
     }
     let good = single_token_words(probe, &counter, opening).await;
     if good.len() < ENOUGH_WORDS {
-        let prompts = fitted(probe, &counter, words, warnings).await;
+        let alone = trace.is_none() && data.turns == 1 && data.prefix_buckets.is_empty();
+        let prompts = fitted(probe, &counter, words, want, alone, warnings).await;
         return Ok((prompts, seed));
     }
     words.list = good;
     words.overhead = opening;
     if want >= opening {
-        words.overhead = verify(probe, &counter, by_usage.is_some(), &words, None, warnings).await;
+        let by_usage = by_usage.is_some();
+        words.overhead = verify(probe, &counter, by_usage, &words, (want, None), warnings).await;
     }
     // The prefix alone is the opening and words of a token each; with it comes what the server puts around
     // a system message, which the prompt makes up for.
@@ -106,7 +113,7 @@ pub(crate) async fn prompts(
             &counter,
             by_usage.is_some(),
             &words,
-            Some(prefix),
+            (want, Some(prefix)),
             warnings,
         )
         .await;
@@ -122,36 +129,53 @@ fn fresh_seed() -> u64 {
     now.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32)
 }
 
-/// The best counter there is, and its count of [`OPENING`]. What the server's `usage` says is what is
-/// asked for, so where the others disagree with it they are not used.
+/// The best counter there is, and its count of [`OPENING`]; else why there is none. What the server's `usage` says
+/// is what is asked for, so where the others disagree with it they are not used.
 async fn choose_counter(
     probe: &mut Probe<'_>,
     by_usage: Option<u64>,
     warnings: &mut Vec<String>,
-) -> Option<(Counter, u64)> {
+) -> Result<(Counter, u64), String> {
     // A chat template is around the text: only `usage` counts it.
-    if probe.config.target.endpoint.takes_raw_prompts() {
-        if let Some(tokenizer) = probe.config.tokenizer.clone() {
-            let counter = Counter::Local(tokenizer);
-            if let Some(opening) = counter.count(probe, OPENING).await {
-                if by_usage.is_none_or(|u| u == opening) {
-                    return Some((counter, opening));
-                }
-                warnings.push(format!(
-                    "the local tokenizer counts {opening} tokens where the server's usage counts {}: the server's count is used",
-                    by_usage.unwrap_or(0)
-                ));
-            }
-        }
-        match probe.tokenize(OPENING).await {
-            Ok(Some(opening)) if by_usage.is_none_or(|u| u == opening) => {
-                return Some((Counter::Tokenize, opening));
-            }
-            Ok(_) => {}
-            Err(reason) => warnings.push(format!("{reason}; prompts are counted by usage")),
-        }
+    let raw = probe.config.target.endpoint.takes_raw_prompts();
+    if let (Some(opening), false) = (by_usage, raw) {
+        return Ok((Counter::Usage, opening));
     }
-    by_usage.map(|opening| (Counter::Usage, opening))
+    let without_template = |warnings: &mut Vec<String>| {
+        if !raw {
+            warnings.push(
+                "the server sends no usage: prompts have their tokens without those that a chat template adds"
+                    .into(),
+            );
+        }
+    };
+    if let Some(tokenizer) = probe.config.tokenizer.clone() {
+        let opening = tokenizer.count_prompt(OPENING) as u64;
+        if by_usage.is_none_or(|u| u == opening) {
+            without_template(warnings);
+            return Ok((Counter::Local(tokenizer), opening));
+        }
+        warnings.push(format!(
+            "the local tokenizer counts {opening} tokens where the server's usage counts {}: the server's count is used",
+            by_usage.unwrap_or(0)
+        ));
+    }
+    let unknown = match (probe.tokenize(OPENING).await, by_usage) {
+        (Ok(Some(opening)), _) if by_usage.is_none_or(|u| u == opening) => {
+            without_template(warnings);
+            return Ok((Counter::Tokenize, opening));
+        }
+        (Err(reason), Some(opening)) => {
+            warnings.push(format!("{reason}; prompts are counted by usage"));
+            return Ok((Counter::Usage, opening));
+        }
+        (Ok(_), Some(opening)) => return Ok((Counter::Usage, opening)),
+        (Err(reason), None) => format!("its {reason}"),
+        (Ok(_), None) => "has no /tokenize".to_owned(),
+    };
+    Err(format!(
+        "the server sends no usage and {unknown}, and no tokenizer was given"
+    ))
 }
 
 /// The words that cost exactly one token behind another word.
@@ -186,17 +210,16 @@ async fn single_token_words(
     good
 }
 
-/// Count a real prompt, behind a prefix of so many tokens if one is given; the overhead that puts a constant
-/// difference right. Says so if a difference stays.
+/// Count a real prompt of so many tokens, behind a prefix of so many if one is given; the overhead that puts a
+/// constant difference right. Says so if a difference stays.
 async fn verify(
     probe: &mut Probe<'_>,
     counter: &Counter,
     by_usage: bool,
     words: &Words,
-    prefix: Option<u64>,
+    (want, prefix): (u64, Option<u64>),
     warnings: &mut Vec<String>,
 ) -> u64 {
-    let want = probe.config.data.usual_prompt();
     let whole = want + prefix.unwrap_or(0);
     let mut words = words.clone();
     for last in [false, true] {
@@ -250,16 +273,18 @@ fn text(words: &Words, want: u64, prefix: Option<u64>) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// For tokenizers that need several tokens a word: prompts made one by one until each fits.
+/// For tokenizers that need several tokens a word: prompts made one by one until each fits, where each stands
+/// `alone` and is no part of another.
 async fn fitted(
     probe: &mut Probe<'_>,
     counter: &Counter,
     mut words: Words,
+    usual: u64,
+    alone: bool,
     warnings: &mut Vec<String>,
 ) -> Prompts {
     let data = &probe.config.data;
     let lengths = Drawn::tokens(data.prompt_tokens, data.prompt_spread);
-    let alone = data.turns == 1 && data.prefix_buckets.is_empty();
     let levels = probe.config.levels() as u64;
     let needed = match counter {
         // Each count would be a computed request: a guess and the truth in the records must do.
@@ -275,10 +300,15 @@ async fn fitted(
             .min(MOST_FITTED),
     };
     let all = sample(&WORDS);
-    let per_word = match counter.count(probe, &all).await {
-        Some(n) => (n as f64 / WORDS.len() as f64).max(0.1),
-        None => 1.0,
-    };
+    let counted = counter.count(probe, &all).await;
+    let per_word = counted.map_or(1.0, |n| n as f64 / WORDS.len() as f64);
+    if let Some(n) = counted.filter(|_| !TOKENS_PER_WORD.contains(&per_word)) {
+        warnings.push(format!(
+            "prompt lengths are a guess: a prompt of {} words is said to have {n} tokens, which cannot be",
+            WORDS.len()
+        ));
+        return Prompts::Words(words);
+    }
     let mut prompts = Vec::new();
     for number in 0..needed {
         let want = lengths.count(&mut Random::apart(words.seed, number));
@@ -291,8 +321,7 @@ async fn fitted(
     if prompts.len() as u64 == needed && needed > 0 {
         return Prompts::Fixed(prompts);
     }
-    let want = data.prompt_tokens;
-    warnings.push(format!("prompts have about {want} tokens, not exactly: the model's tokenizer does not take common words as one token each; --prompt-format token-ids is exact"));
+    warnings.push(format!("prompts have about {usual} tokens, not exactly: the model's tokenizer does not take common words as one token each; --prompt-format token-ids is exact"));
     words.per_word = per_word;
     words.overhead = 0;
     words.overhead_behind_prefix = 0;

@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     User,
     /// What many prompts begin with.
     Prefix,
+    /// A block that prompts of a trace have in common, within a level of this number.
+    Block(u64),
 }
 
 impl Words {
@@ -70,6 +72,7 @@ impl Kind {
         match self {
             Kind::User => seed,
             Kind::Prefix => mix(seed ^ 0x7072_6566_6978),
+            Kind::Block(level) => mix(mix(seed ^ 0x62_6c6f_636b) ^ level),
         }
     }
 }

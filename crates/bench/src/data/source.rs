@@ -1,4 +1,4 @@
-//! Where requests come from besides being made up: files.
+//! Where requests come from besides being made up: files and traces.
 
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Value, json};
 
 use super::columns::Column;
+use super::lengths::MOST_LENGTH;
 use super::table::Format;
 use crate::error::BenchError;
 
@@ -17,6 +18,19 @@ pub enum DataSource {
     Synthetic,
     /// Prompts or conversations of a file.
     File(FileData),
+    /// Requests of a trace, with made-up prompts of their lengths.
+    Trace(TraceData),
+}
+
+impl DataSource {
+    /// Its file, if it has one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            DataSource::Synthetic => None,
+            DataSource::File(file) => Some(&file.path),
+            DataSource::Trace(trace) => Some(&trace.path),
+        }
+    }
 }
 
 /// Prompts or conversations of a file: JSON lines or a list in JSON (`jsonl`, `json`), CSV (`csv`, `tsv`),
@@ -72,6 +86,84 @@ pub enum History {
     File,
 }
 
+/// The requests of a recorded load: when they came, and how long they and their answers were. Their prompts are
+/// made up. [`Profile::Replay`](crate::Profile::Replay) sends them at their times, each level from the start; the
+/// other profiles take the lengths alone, in the order of the times.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TraceData {
+    /// The file, in any format that [`FileData`] can have but lines of text.
+    pub path: PathBuf,
+    /// What its rows are.
+    pub format: TraceFormat,
+}
+
+/// What the rows of a trace are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceFormat {
+    /// As of Mooncake: `timestamp` (ms), `input_length`, `output_length` (tokens) and, if prompts have beginnings
+    /// in common, `hash_ids`: numbers of blocks of the prompt. The same number makes the same text, within a
+    /// level, so that a prefix cache sees what it saw then.
+    Mooncake {
+        /// Tokens of a block.
+        block_tokens: u64,
+    },
+    /// Spans of OpenTelemetry with `gen_ai.usage.input_tokens` and `gen_ai.usage.output_tokens`: OTLP in JSON, a
+    /// span a row, or rows with a list of `spans`. Failed spans and those of agents, tools and embeddings are
+    /// left out.
+    OpenTelemetry,
+}
+
+impl TraceFormat {
+    /// Tokens of a block in Mooncake's own traces.
+    pub const MOONCAKE_BLOCK: u64 = 512;
+
+    /// Read `mooncake` (with its usual blocks), `otel` or `opentelemetry`.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "mooncake" => Some(TraceFormat::Mooncake {
+                block_tokens: TraceFormat::MOONCAKE_BLOCK,
+            }),
+            "otel" | "opentelemetry" => Some(TraceFormat::OpenTelemetry),
+            _ => None,
+        }
+    }
+}
+
+impl TraceData {
+    /// Find what cannot work before the file is read.
+    pub(super) fn check(&self) -> Result<(), BenchError> {
+        if format_of(&self.path)? == Format::Text {
+            return Err(BenchError::config("--data", "lines of text are no trace"));
+        }
+        if let TraceFormat::Mooncake { block_tokens } = self.format
+            && !(1..=MOST_LENGTH).contains(&block_tokens)
+        {
+            return Err(BenchError::config(
+                "--trace-block",
+                "must be between 1 and 10,000,000 tokens",
+            ));
+        }
+        Ok(())
+    }
+
+    /// This in GuideLLM's words.
+    pub(super) fn spec(&self, source: Value) -> Value {
+        match self.format {
+            // It takes times in seconds.
+            TraceFormat::Mooncake { block_tokens } => json!({
+                "kind": "mooncake", "source": source, "hash_id_block_size": block_tokens, "time_scale": 0.001,
+            }),
+            TraceFormat::OpenTelemetry => json!({"kind": "otel", "source": source}),
+        }
+    }
+}
+
+/// A file in GuideLLM's words.
+pub(super) fn file_spec(path: &Path) -> Value {
+    let kind = Format::of(path).map_or("json_file", Format::kind);
+    json!({"kind": kind, "path": path.display().to_string()})
+}
+
 /// How a file is read, by its name.
 ///
 /// # Errors
@@ -111,5 +203,25 @@ mod tests {
         assert!(error("prompts").contains("jsonl"));
         assert_eq!(format_of(Path::new("a.JSONL")).unwrap(), Format::Json);
         assert_eq!(format_of(Path::new("b.tsv")).unwrap(), Format::Csv(b'\t'));
+    }
+
+    #[test]
+    fn a_trace_that_cannot_be_one_is_refused() {
+        let check = |name: &str, block_tokens| {
+            let format = TraceFormat::Mooncake { block_tokens };
+            let path = PathBuf::from(name);
+            TraceData { path, format }
+                .check()
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(check("a.jsonl", 512), Ok(()));
+        assert!(check("a.txt", 512).unwrap_err().contains("no trace"));
+        assert!(
+            check("a.jsonl", 0)
+                .unwrap_err()
+                .starts_with("--trace-block")
+        );
+        assert_eq!(TraceFormat::parse("otel"), Some(TraceFormat::OpenTelemetry));
+        assert_eq!(TraceFormat::parse("weka"), None);
     }
 }

@@ -1,8 +1,11 @@
 //! What the requests of a run hold, whatever it comes from.
 
+use std::sync::Arc;
+
 use super::rows::Rows;
 use super::session::{Session, Sizes};
 use super::synthetic::Synthetic;
+use super::trace::Trace;
 use crate::form::Form;
 
 /// The sessions of a run.
@@ -12,13 +15,15 @@ pub(crate) enum Workload {
     Synthetic(Synthetic),
     /// Of a file.
     Rows(Rows),
+    /// Of a trace.
+    Trace(Trace),
 }
 
 impl Workload {
     /// The number of the first session of a level: no two levels send the same prompt.
     pub fn first_session(&self, level: u64) -> u64 {
         match self {
-            Workload::Synthetic(_) => level << 32,
+            Workload::Synthetic(_) | Workload::Trace(_) => level << 32,
             Workload::Rows(rows) => rows.first_session(),
         }
     }
@@ -28,6 +33,15 @@ impl Workload {
         match self {
             Workload::Synthetic(made) => Session::new(number, made.turns),
             Workload::Rows(rows) => rows.session(number),
+            Workload::Trace(_) => Session::new(number, 1),
+        }
+    }
+
+    /// When requests are due by themselves, seconds after the first.
+    pub fn times_s(&self) -> Option<Arc<[f64]>> {
+        match self {
+            Workload::Synthetic(_) | Workload::Rows(_) => None,
+            Workload::Trace(trace) => Some(trace.times_s.clone()),
         }
     }
 
@@ -39,6 +53,7 @@ impl Workload {
         match self {
             Workload::Synthetic(made) => Ok(made.write(form, session, out)),
             Workload::Rows(rows) => rows.write(form, session, out),
+            Workload::Trace(trace) => trace.write(form, session, out),
         }
     }
 
@@ -49,13 +64,14 @@ impl Workload {
                 made.think_s(session.number, session.turn.saturating_sub(1))
             }
             Workload::Rows(rows) => rows.think_s(session),
+            Workload::Trace(_) => 0.0,
         }
     }
 
     /// What the session's next turn is to hold as the answer to this one, if not what the server says.
     pub fn answer(&self, session: &Session) -> Option<String> {
         match self {
-            Workload::Synthetic(_) => None,
+            Workload::Synthetic(_) | Workload::Trace(_) => None,
             Workload::Rows(rows) => rows.answer(session),
         }
     }
@@ -65,6 +81,7 @@ impl Workload {
         match self {
             Workload::Synthetic(made) => made.uniform(),
             Workload::Rows(rows) => (None, rows.uniform()),
+            Workload::Trace(_) => (None, None),
         }
     }
 
@@ -73,6 +90,7 @@ impl Workload {
         match self {
             Workload::Synthetic(_) => None,
             Workload::Rows(rows) => rows.warning(first_session, sessions),
+            Workload::Trace(trace) => trace.warning(sessions),
         }
     }
 }

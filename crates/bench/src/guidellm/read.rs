@@ -116,6 +116,7 @@ struct RawStrategy {
     streams: Option<usize>,
     rate: Option<f64>,
     max_concurrency: Option<usize>,
+    time_scale: Option<f64>,
     rampup_duration: f64,
 }
 
@@ -415,6 +416,10 @@ impl RawStrategy {
             },
             ("poisson", _, Some(rate)) => Strategy::Poisson {
                 rate,
+                max_concurrency,
+            },
+            ("trace", ..) => Strategy::Replay {
+                time_scale: self.time_scale.unwrap_or(1.0),
                 max_concurrency,
             },
             ("throughput", ..) => Strategy::Throughput { max_concurrency },

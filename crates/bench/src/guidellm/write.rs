@@ -202,6 +202,9 @@ impl Spec {
             } => {
                 json!({"kind": "poisson", "rate": [rate], "max_concurrency": max_concurrency})
             }
+            Strategy::Replay { time_scale, .. } => {
+                json!({"kind": "replay", "time_scale": time_scale, "schedule_turn": "timestamp"})
+            }
         };
         profile["rampup_duration"] = json!(level.rampup_s);
         let mean = |of: fn(&RequestRecord) -> u64| {
@@ -307,6 +310,13 @@ fn strategy(level: &LevelResult) -> Value {
         } => json!({
             "type_": "poisson", "worker_count": null, "max_concurrency": max_concurrency, "rate": rate,
             "random_seed": 42,
+        }),
+        Strategy::Replay {
+            time_scale,
+            max_concurrency,
+        } => json!({
+            "type_": "trace", "worker_count": null, "max_concurrency": max_concurrency, "time_scale": time_scale,
+            "schedule_turn": "timestamp",
         }),
     }
 }

@@ -95,6 +95,8 @@ pub struct Settings {
     pub key: Option<&'static str>,
     /// Tokens are characters rather than words.
     pub characters: bool,
+    /// What `usage` says of every prompt, whatever was sent.
+    pub prompt_usage: Option<u64>,
 }
 
 impl Default for Settings {
@@ -112,6 +114,7 @@ impl Default for Settings {
             slots: usize::MAX >> 4,
             key: None,
             characters: false,
+            prompt_usage: None,
         }
     }
 }

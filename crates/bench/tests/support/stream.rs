@@ -21,6 +21,7 @@ impl Server {
             Some(messages) => messages.iter().map(|m| self.count(&m["content"])).sum(),
             None => self.count(&body["prompt"]),
         };
+        let prompt_tokens = self.settings.prompt_usage.unwrap_or(prompt_tokens);
         let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": max_tokens, "total_tokens": prompt_tokens + max_tokens});
         match fault {
             Fault::Status(status, message) => {
