@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use powerband_bench::{BenchConfig, PromptFormat};
+use powerband_bench::{BenchConfig, DataSource, PromptFormat};
 use powerband_model::fetch::DEFAULT_MODEL;
 use powerband_report::Context;
 use powerband_server::ServerConfig;
@@ -89,7 +89,7 @@ fn own(args: &RunArgs) -> CliResult {
         "{name} {} {engine_config:?} {:?} {:?} {:?}",
         deployment.backend, args.engine.kv_cache_dtype, args.engine.quantization, args.engine.dtype
     ));
-    if deployment.model.tokenizer.is_none() {
+    if deployment.model.tokenizer.is_none() && config.data.source == DataSource::Synthetic {
         let high = deployment.model.vocab_size as u32;
         config.data.format = PromptFormat::TokenIds { low: 0, high };
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use powerband_bench::{BenchConfig, Endpoint};
+use powerband_bench::{BenchConfig, Endpoint, GpuMetrics, HttpVersion};
 use serde_json::{Map, Value};
 
 /// How requests reach the server, and what each carries.
@@ -17,6 +17,13 @@ pub struct TargetArgs {
     /// completions, chat, responses or embeddings
     #[arg(long, default_value = "completions", value_parser = endpoint)]
     pub endpoint: Endpoint,
+    /// HTTP version: 1.1 (a connection a stream), 2 (up to a hundred streams share a connection; also in
+    /// the clear) or auto (2 where a TLS server offers it)
+    #[arg(long, value_name = "VERSION", default_value = "1.1", value_parser = http)]
+    pub http: HttpVersion,
+    /// Connect to this address in place of the target's, whose name the certificate and the Host header keep
+    #[arg(long, value_name = "HOST:PORT")]
+    pub connect_to: Option<String>,
     /// Ask for whole answers rather than streams: TTFT is then that of the whole answer, and there is no ITL
     #[arg(long)]
     pub no_stream: bool,
@@ -51,6 +58,9 @@ pub struct TargetArgs {
     /// target's /metrics, where it has one]
     #[arg(long, value_name = "URL")]
     pub metrics_url: Option<String>,
+    /// Read this machine's NVIDIA GPUs during each level: auto (where the target is on this machine), on or off
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = gpu_metrics)]
+    pub gpu_metrics: GpuMetrics,
     /// Threads of the client [default: by the number of streams]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -60,10 +70,13 @@ impl TargetArgs {
     /// Puts the flags into a run's settings.
     pub fn apply(&self, config: &mut BenchConfig) {
         config.metrics_url.clone_from(&self.metrics_url);
+        config.gpu_metrics = self.gpu_metrics;
         config.workers = self.workers;
         let target = &mut config.target;
         target.api_key.clone_from(&self.api_key);
         target.endpoint = self.endpoint;
+        target.http = self.http;
+        target.connect_to.clone_from(&self.connect_to);
         target.no_stream = self.no_stream;
         target.headers.clone_from(&self.header);
         target.extra_body = self.extra_body.clone().unwrap_or_default();
@@ -79,6 +92,19 @@ impl TargetArgs {
 
 fn endpoint(name: &str) -> Result<Endpoint, String> {
     Endpoint::parse(name).ok_or_else(|| "use completions, chat, responses or embeddings".to_owned())
+}
+
+fn gpu_metrics(when: &str) -> Result<GpuMetrics, String> {
+    match when {
+        "auto" => Ok(GpuMetrics::Auto),
+        "on" => Ok(GpuMetrics::On),
+        "off" => Ok(GpuMetrics::Off),
+        _ => Err("use auto, on or off".to_owned()),
+    }
+}
+
+fn http(version: &str) -> Result<HttpVersion, String> {
+    HttpVersion::parse(version).ok_or_else(|| "use auto, 1.1 or 2".to_owned())
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

@@ -121,3 +121,34 @@ fn the_main_job_runs_on_a_real_model() {
         assert_eq!(request["output_tokens"], 64);
     }
 }
+
+#[test]
+fn prompts_and_conversations_of_files_are_sent() {
+    let Some(model) = model() else { return };
+    let sandbox = Sandbox::new();
+    let rows = "question,n\nWho are you?,3\nWhat is a file?,5\n";
+    std::fs::write(sandbox.path("rows.csv"), rows).unwrap();
+    let talk = r#"{"conversations": [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hi."}, {"from": "human", "value": "And now?"}]}"#;
+    std::fs::write(sandbox.path("talk.jsonl"), talk).unwrap();
+    for (flags, expected) in [
+        (
+            "--data rows.csv --data-column prompt=question --data-column output_tokens=n",
+            [3, 3, 5, 5],
+        ),
+        (
+            "--data talk.jsonl --data-column messages=conversations --endpoint chat --output-tokens 4 --think-time 0.01 --tokenizer MODEL --data-history file",
+            [2, 2, 4, 4],
+        ),
+    ] {
+        let path = model.to_str().unwrap();
+        let mut args = vec!["run", path, "--concurrency", "1", "--max-requests", "4"];
+        args.extend(
+            flags
+                .split_whitespace()
+                .map(|word| if word == "MODEL" { path } else { word }),
+        );
+        sandbox.run(&args).ok();
+        let level = sandbox.path("benchmark-results/throughput-1.json");
+        assert_eq!(crate::shapes::output_tokens(&level), expected, "{flags}");
+    }
+}

@@ -132,3 +132,38 @@ fn rounds_drift_and_requests_as_lines() {
     assert_eq!((levels, lines), (5, 5), "{}", ended.stderr);
     assert!(results.join("drift.json").exists());
 }
+
+#[test]
+fn lengths_differ_where_they_may() {
+    let sandbox = Sandbox::new();
+    run(
+        &sandbox,
+        "--concurrency 1 --max-requests 6 --output-tokens 9 --output-tokens-min 2 --output-tokens-max 9 --prefix 10",
+    )
+    .ok();
+    let drawn = output_tokens(&sandbox.path("benchmark-results/throughput-1.json"));
+    assert!(drawn.iter().all(|n| (2..=9).contains(n)), "{drawn:?}");
+    assert!(drawn.first() != drawn.last(), "{drawn:?}");
+}
+
+/// Output tokens of each request of a level, rising.
+pub fn output_tokens(level: &std::path::Path) -> Vec<u64> {
+    let text = std::fs::read_to_string(level).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let requests = json["benchmarks"][0]["requests"]["successful"].as_array();
+    let mut all: Vec<u64> = requests
+        .unwrap()
+        .iter()
+        .map(|request| request["output_tokens"].as_u64().unwrap())
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn a_data_file_that_is_not_there_is_named() {
+    let sandbox = Sandbox::new();
+    let ended = run(&sandbox, "--concurrency 1 --data nowhere.jsonl");
+    assert_ne!(ended.code, Some(0));
+    assert!(ended.stderr.contains("nowhere.jsonl"), "{}", ended.stderr);
+}
