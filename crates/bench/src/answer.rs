@@ -7,6 +7,9 @@ use crate::client::{MAX_BODY, Shared};
 use crate::record::{RequestRecord, TokenSource};
 use crate::repeat::ChunkParser;
 
+/// Most events of an answer: no model says as much, and a server that never ends must not fill the memory.
+const MAX_EVENTS: u64 = 1 << 20;
+
 /// See the module.
 pub(crate) struct Answer<'a> {
     shared: &'a Shared,
@@ -53,6 +56,9 @@ impl<'a> Answer<'a> {
 
     /// One event of the stream, arrived at `at`.
     pub fn event(&mut self, data: &[u8], at: u64) -> Result<(), String> {
+        if self.record.iterations >= MAX_EVENTS {
+            return Err(format!("no end of the answer after {MAX_EVENTS} events"));
+        }
         self.record.iterations += 1;
         if data == b"[DONE]" {
             self.ended = true;
@@ -99,14 +105,14 @@ impl<'a> Answer<'a> {
 
     fn keep_text(&mut self, data: &[u8]) {
         chunk::take_text(data, |part, reasoning| {
-            if let Some(text) = &mut self.text {
-                text.push_str(part);
-            }
-            if let Some(said) = &mut self.said
-                && !reasoning
-                && said.len() + part.len() <= MAX_BODY
-            {
-                said.push_str(part);
+            let keep = |text: &mut String| {
+                if text.len() + part.len() <= MAX_BODY {
+                    text.push_str(part);
+                }
+            };
+            self.text.as_mut().map(keep);
+            if !reasoning {
+                self.said.as_deref_mut().map(keep);
             }
         });
     }

@@ -25,8 +25,11 @@ use crate::repeat::ChunkParser;
 use crate::sse::SseParser;
 use crate::target::Timeouts;
 
-/// Largest body that is not a stream (an error, an answer of a server that does not stream), bytes.
+/// Largest answer of a server that does not stream, bytes.
 pub(crate) const MAX_BODY: usize = 16 * 1024 * 1024;
+/// What is read of an answer that says no, bytes, and how long at most.
+const MAX_REFUSAL: usize = 64 * 1024;
+const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
 /// Connections of a request that may turn out to be ended before one must not.
 const MOST_REPLACED: u32 = 3;
 
@@ -232,8 +235,13 @@ impl Client {
                 .map_err(Failure::Broken)?
         } else {
             let mut body = Vec::new();
-            // A cut in an error's body does not matter: the status is known.
-            let _ = link.body(&head, |data, _| keep(&mut body, data)).await;
+            let reading = link.body(&head, |data, _| keep(&mut body, data, MAX_REFUSAL));
+            // If it does not end well, that does not matter: the status is known.
+            if let Ok(Ok(())) = timeout(REFUSAL_LIMIT, reading).await
+                && link.reusable(&head)
+            {
+                self.link = Some(link);
+            }
             return Err(refusal(&head, &body));
         };
         record.end_ns = link.arrival_ns();
@@ -307,7 +315,8 @@ impl Client {
         } else {
             // The server does not stream: all tokens come at once, at the end.
             let mut body = Vec::new();
-            link.body(head, |data, _| keep(&mut body, data)).await?;
+            link.body(head, |data, _| keep(&mut body, data, MAX_BODY))
+                .await?;
             if body.trim_ascii_start().starts_with(b"<") {
                 let page = chunk::excerpt(&body);
                 return Err(format!(
@@ -321,12 +330,13 @@ impl Client {
 }
 
 /// Collect a body that is not a stream.
-fn keep(body: &mut Vec<u8>, data: &[u8]) -> Result<(), String> {
-    if body.len() + data.len() > MAX_BODY {
-        return Err(format!("a body over {MAX_BODY} bytes"));
+fn keep(body: &mut Vec<u8>, data: &[u8], most: usize) -> Result<(), String> {
+    let fits = &data[..data.len().min(most.saturating_sub(body.len()))];
+    body.extend_from_slice(fits);
+    match fits.len() == data.len() {
+        true => Ok(()),
+        false => Err(format!("a body over {most} bytes")),
     }
-    body.extend_from_slice(data);
-    Ok(())
 }
 
 /// A status that is not 200, with the server's words.

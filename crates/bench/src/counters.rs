@@ -6,6 +6,10 @@ use crate::chunk::Usage;
 use crate::data::session::Sizes;
 use crate::record::RequestRecord;
 
+/// A prompt is far off from this share of its tokens on, and from so many: a template around it is fewer.
+const FAR: f64 = 0.1;
+const FAR_TOKENS: f64 = 32.0;
+
 /// The sums, shared by all clients of a level.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -25,6 +29,10 @@ pub(crate) struct Counters {
     /// Requests whose prompt or answer has another number of tokens than was asked for.
     pub other_prompts: AtomicU64,
     pub other_outputs: AtomicU64,
+    /// Requests whose prompt the server counts far off what the data says.
+    pub far_prompts: AtomicU64,
+    /// Requests whose answer came in more chunks than the server counts tokens.
+    pub short_counts: AtomicU64,
     /// Requests of which nobody tells the prompt tokens.
     pub unknown_prompts: AtomicU64,
     /// CPU time of the client's threads, ns.
@@ -45,9 +53,17 @@ pub(crate) struct Counters {
 impl Counters {
     /// Note it if a request has not the sizes that were asked for.
     pub fn compare(&self, sizes: &Sizes, usage: Option<Usage>, record: &RequestRecord) {
-        let counted = usage.and_then(|u| u.prompt_tokens).filter(|_| sizes.exact);
-        if counted.is_some_and(|n| Some(n) != sizes.prompt_tokens) {
-            self.other_prompts.fetch_add(1, Relaxed);
+        let counted = usage.and_then(|u| u.prompt_tokens);
+        if let (Some(counted), Some(asked)) = (counted, sizes.prompt_tokens) {
+            if sizes.exact && counted != asked {
+                self.other_prompts.fetch_add(1, Relaxed);
+            } else if counted.abs_diff(asked) as f64 > FAR_TOKENS.max(FAR * asked as f64) {
+                self.far_prompts.fetch_add(1, Relaxed);
+            }
+        }
+        let counted = usage.and_then(|u| u.completion_tokens);
+        if counted.is_some_and(|n| n < record.chunks) {
+            self.short_counts.fetch_add(1, Relaxed);
         }
         if record.output_tokens != sizes.output_tokens {
             self.other_outputs.fetch_add(1, Relaxed);

@@ -147,6 +147,8 @@ pub(crate) struct Decoder {
     framing: Framing,
     remaining: u64,
     chunk: Chunk,
+    /// Bytes of extensions and trailers since the last data.
+    idle_bytes: usize,
 }
 
 impl Decoder {
@@ -158,6 +160,7 @@ impl Decoder {
                 _ => 0,
             },
             chunk: Chunk::Size(0),
+            idle_bytes: 0,
         }
     }
 
@@ -202,6 +205,7 @@ impl Decoder {
                 on_data(&input[at..at + n])?;
                 at += n;
                 self.remaining -= n as u64;
+                self.idle_bytes = 0;
                 if self.remaining == 0 {
                     self.chunk = Chunk::DataEnd;
                 }
@@ -209,6 +213,10 @@ impl Decoder {
             }
             let byte = input[at];
             at += 1;
+            self.idle_bytes += 1;
+            if self.idle_bytes > MAX_HEAD {
+                return Err(format!("over {MAX_HEAD} bytes between two chunks"));
+            }
             self.chunk = match (self.chunk, byte) {
                 (Chunk::Size(digits), b) if b.is_ascii_hexdigit() => {
                     if digits == 15 {

@@ -10,6 +10,7 @@ use powerband_bench::*;
 use support::*;
 
 const REQUESTS: u64 = 12;
+const STREAM: &str = "HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\n\r\n";
 
 fn config(mock: &Mock) -> BenchConfig {
     let mut config = BenchConfig::new(mock.url(), Profile::Concurrent(vec![3]));
@@ -85,6 +86,10 @@ async fn faults_that_fail_a_request() {
             "not an HTTP response",
         ),
         (Fault::HangAfterFirst, "no end of the answer within 0.8 s"),
+        (
+            Fault::Endless(STREAM, ": ping\n\n"),
+            "no end of the answer within 0.8 s",
+        ),
     ] {
         let (level, metrics) = level_with(fault.clone()).await;
         assert_eq!((metrics.errored, metrics.successful), (4, 8), "{fault:?}");
@@ -97,6 +102,125 @@ async fn faults_that_fail_a_request() {
             assert_eq!(request.output_tokens, request.chunks);
         }
     }
+}
+
+#[tokio::test]
+async fn answers_without_end_are_cut_off_within_bounds() {
+    const CHUNKED: &str = "HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n5;";
+    const JSON: &str = "HTTP/1.1 200 X\r\ncontent-type: application/json\r\n\r\n";
+    for (fault, words) in [
+        (
+            Fault::Endless("HTTP/1.1 200 X\r\n", "x-a: b\r\n"),
+            "not an HTTP response (too many headers)",
+        ),
+        (
+            Fault::Endless("HTTP/1.1 200 X\r\nx-a: ", "b"),
+            "response head over 65536 bytes",
+        ),
+        (
+            Fault::Endless("HTTP/1.1 503 X\r\n\r\n", "no "),
+            "HTTP 503: no no no",
+        ),
+        (Fault::Endless(CHUNKED, "x"), "over 65536 bytes between two"),
+        (Fault::Endless(STREAM, "data: x"), "an event of the stream"),
+        (Fault::Endless(JSON, "["), "a body over 16777216 bytes"),
+    ] {
+        let mock = mock(Settings {
+            fault: fault.clone(),
+            every: 2,
+            ..Settings::default()
+        })
+        .await;
+        let mut config = config(&mock);
+        config.profile = Profile::Synchronous;
+        config.limits.max_requests = Some(2);
+        config.target.timeouts.total = Duration::from_secs(4);
+        let level = run(&config, |_| {}, &Cancel::default()).await.unwrap();
+        let requests: Vec<_> = level[0].requests.iter().collect();
+        let Outcome::Errored(reason) = &requests[0].outcome else {
+            panic!("{fault:?}: {:?}", requests[0].outcome)
+        };
+        assert!(reason.contains(words), "{fault:?}: {reason}");
+        assert!(reason.len() < 300 && requests[1].successful());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_carried_an_error_carries_the_next_request() {
+    let (level, _) = level_with(Fault::Status(500, "boom")).await;
+    assert_eq!(level.client.connections, 3);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_leaves_a_level_that_adds_up() {
+    let mock = mock(Settings {
+        fault: Fault::Die,
+        every: 4,
+        ..Settings::default()
+    })
+    .await;
+    // Its first request ends it.
+    let mut config = config(&mock);
+    config.profile = Profile::Synchronous;
+    mock.seen.requests.store(1, SeqCst);
+    let level = run(&config, |_| {}, &Cancel::default())
+        .await
+        .unwrap()
+        .remove(0);
+    let metrics = LevelMetrics::of(&level);
+    assert_eq!((metrics.successful, metrics.errored), (3, 9));
+    for request in level.requests.iter().skip(3) {
+        let Outcome::Errored(reason) = &request.outcome else {
+            panic!("{:?}", request.outcome)
+        };
+        assert!(
+            reason.contains("connection refused by 127.0.0.1"),
+            "{reason}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_usage_that_disagrees_is_one_warning() {
+    // More prompt tokens than the prompt was made to have; fewer tokens than chunks.
+    let (level, metrics) = level_with(Fault::Usage(5, 4)).await;
+    assert_eq!(metrics.successful as u64, REQUESTS);
+    assert_eq!(
+        level
+            .requests
+            .iter()
+            .filter(|r| r.prompt_tokens == 21)
+            .count(),
+        4
+    );
+    let told = |words: &str| level.warnings.iter().filter(|w| w.contains(words)).count();
+    assert_eq!(told("4 of 12 requests have not 16 prompt tokens but 21"), 1);
+    assert_eq!(told("4 of 12 requests it counts fewer output tokens"), 1);
+    assert_eq!(told("usage disagrees with the data"), 0);
+}
+
+#[tokio::test]
+async fn a_usage_that_is_far_from_what_the_data_says_is_one_warning() {
+    let mock = mock(Settings::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prompts.jsonl");
+    // The mock counts 4 tokens for each.
+    let row = |tokens: u64| format!("{{\"prompt\": \"a b c\", \"prompt_tokens\": {tokens}}}\n");
+    std::fs::write(&path, row(100) + &row(36) + &row(37)).unwrap();
+    let mut config = config(&mock);
+    config.data.source = DataSource::File(FileData::new(path));
+    let level = run(&config, |_| {}, &Cancel::default())
+        .await
+        .unwrap()
+        .remove(0);
+    assert!(level.requests.iter().all(|r| r.prompt_tokens == 4));
+    let told = |w: &&String| w.contains("of 8 of 12 requests it counts over 10 % more or fewer");
+    assert_eq!(
+        level.warnings.iter().filter(told).count(),
+        1,
+        "{:?}",
+        level.warnings
+    );
 }
 
 #[tokio::test]
@@ -175,7 +299,7 @@ async fn oddities_that_do_not() {
                 .all(|r| r.output_tokens == 6 && r.chunks == 6),
             "{fault:?}"
         );
-        assert!(level.warnings.is_empty(), "{:?}", level.warnings);
+        assert!(warnings(&level).is_empty(), "{:?}", level.warnings);
     }
 }
 
@@ -264,36 +388,6 @@ async fn the_error_limit_ends_a_level() {
     assert!(level.stopped.unwrap().contains("error limit (5)"));
 }
 
-#[tokio::test]
-async fn when_all_fail_the_run_ends_with_the_reason_and_keeps_the_file() {
-    let mock = mock(Settings {
-        fault: Fault::Status(500, "boom"),
-        ..Settings::default()
-    })
-    .await;
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = config(&mock);
-    config.profile = Profile::Concurrent(vec![2, 4]);
-    config.output_dir = Some(dir.path().to_owned());
-    let error = run(&config, |_| {}, &Cancel::default())
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("HTTP 500: boom") && error.contains("--resume"),
-        "{error}"
-    );
-    let kept = guidellm::read(&dir.path().join("throughput-2.json"))
-        .unwrap()
-        .remove(0);
-    assert_eq!(LevelMetrics::of(&kept).errored as u64, REQUESTS);
-    assert_eq!(
-        mock.seen.requests.load(SeqCst) as u64,
-        REQUESTS,
-        "the second level was not begun"
-    );
-}
-
 async fn refused(change: impl FnOnce(&mut BenchConfig)) -> String {
     let mock = mock(Settings {
         key: Some("secret"),
@@ -363,28 +457,4 @@ async fn a_bad_authority_file_is_named() {
             .to_string();
         assert!(error.contains(&*path.to_string_lossy()), "{error}");
     }
-}
-
-#[tokio::test]
-async fn an_unwritable_folder_is_an_error_that_names_it() {
-    let mock = mock(Settings::default()).await;
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("file");
-    std::fs::write(&file, "").unwrap();
-    let mut config = config(&mock);
-    config.output_dir = Some(file.join("results"));
-    let error = run(&config, |_| {}, &Cancel::default())
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("results") && error.contains("--output-dir"),
-        "{error}"
-    );
-    // A result that cannot take its name (a folder has it) leaves nothing half-written behind.
-    let blocked = dir.path().join("throughput-3.json");
-    std::fs::create_dir_all(blocked.join("x")).unwrap();
-    config.output_dir = Some(dir.path().to_owned());
-    assert!(run(&config, |_| {}, &Cancel::default()).await.is_err());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 }

@@ -58,7 +58,7 @@ async fn queue_and_counters_of_a_level_come_from_the_server_and_survive_its_file
             .iter()
             .all(|s| s.at_s <= level.duration_s)
     );
-    assert!(level.warnings.is_empty(), "{:?}", level.warnings);
+    assert!(warnings(&level).is_empty(), "{:?}", level.warnings);
     let head = mock.seen.metrics_head.lock().unwrap().clone();
     assert!(head.contains("Bearer secret"), "{head}");
     let file = folder.path().join("throughput-5.json");
@@ -75,7 +75,7 @@ async fn a_server_without_metrics_is_none_to_speak_of() {
         let mock = server(metrics).await;
         let level = level(&config(&mock)).await;
         assert!(level.server.is_empty() && level.server_samples.is_empty());
-        assert!(level.warnings.is_empty(), "{:?}", level.warnings);
+        assert!(warnings(&level).is_empty(), "{:?}", level.warnings);
         assert_eq!(mock.seen.metrics_calls.load(SeqCst), 1);
     }
 }
@@ -97,8 +97,8 @@ async fn what_is_unusable_is_asked_for_once_and_warned_of_once() {
         config.metrics_url = named.then(|| format!("{}/metrics", mock.url()));
         let level = level(&config).await;
         assert!(level.server.is_empty());
-        assert_eq!(level.warnings.len(), 1, "{:?}", level.warnings);
-        assert!(level.warnings[0].contains(words), "{:?}", level.warnings);
+        assert_eq!(warnings(&level).len(), 1, "{:?}", level.warnings);
+        assert!(warnings(&level)[0].contains(words), "{:?}", level.warnings);
         assert_eq!(mock.seen.metrics_calls.load(SeqCst), 1);
     }
 }
@@ -108,8 +108,8 @@ async fn metrics_that_stop_coming_delay_nothing_and_are_said_to_be_missing() {
     let mock = server(Metrics::LiveThenHang).await;
     let level = level(&config(&mock)).await;
     assert!(level.server.is_empty(), "{:?}", level.server);
-    assert_eq!(level.warnings.len(), 1, "{:?}", level.warnings);
-    assert!(level.warnings[0].contains("did not come in time"));
+    assert_eq!(warnings(&level).len(), 1, "{:?}", level.warnings);
+    assert!(warnings(&level)[0].contains("did not come in time"));
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn gpus_that_are_not_there_are_warned_of_where_they_were_asked_for() {
         return;
     }
     let mock = server(Metrics::Absent).await;
-    for (wanted, warnings) in [
+    for (wanted, told) in [
         (GpuMetrics::Auto, 0),
         (GpuMetrics::On, 1),
         (GpuMetrics::Off, 0),
@@ -173,6 +173,6 @@ async fn gpus_that_are_not_there_are_warned_of_where_they_were_asked_for() {
         config.gpu_metrics = wanted;
         let level = level(&config).await;
         assert!(level.gpus.is_empty());
-        assert_eq!(level.warnings.len(), warnings, "{:?}", level.warnings);
+        assert_eq!(warnings(&level).len(), told, "{:?}", level.warnings);
     }
 }

@@ -29,12 +29,6 @@ async fn level(
     (levels.remove(0), measured.collect())
 }
 
-/// Warnings but for that of a busy machine.
-fn warnings(level: &LevelResult) -> Vec<&String> {
-    let busy = |w: &&String| !w.contains("of the reads");
-    level.warnings.iter().filter(busy).collect()
-}
-
 const NO_WARNINGS: Vec<&String> = Vec::new();
 
 #[tokio::test]

@@ -153,9 +153,20 @@ fn other_sizes(level: &LevelResult, counters: &Counters, exact_output: bool) -> 
     let unknown = (unknown > 0).then(|| {
         format!("the prompt tokens of {unknown} of {of} requests are not known and counted as none: neither the server nor the data tells them, nor a tokenizer")
     });
+    let far = counters.far_prompts.load(Relaxed);
+    let far = (far > 0).then(|| {
+        format!("the server's usage disagrees with the data: of {far} of {of} requests it counts over 10 % more or fewer prompt tokens; its numbers are taken")
+    });
+    let short = counters.short_counts.load(Relaxed);
+    let short = (short > 0).then(|| {
+        format!("the server's usage disagrees with its answers: of {short} of {of} requests it counts fewer output tokens than chunks with text came; its numbers are taken")
+    });
     let prompts = others(prompts, level.requested_prompt_tokens, "prompt");
     let outputs = others(outputs, level.requested_output_tokens, "output");
-    [prompts, outputs, unknown].into_iter().flatten().collect()
+    [prompts, outputs, far, short, unknown]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What the records themselves say against the numbers.

@@ -26,6 +26,10 @@ pub enum Fault {
     RetryAfter,
     /// These very bytes, and the connection is closed.
     Raw(&'static str),
+    /// The first bytes, and the second ones again and again.
+    Endless(&'static str, &'static str),
+    /// Close the connection and take no other: the server is gone.
+    Die,
     /// Close the socket after some chunks.
     CutAfter(usize),
     /// RST after some chunks.
@@ -38,6 +42,8 @@ pub enum Fault {
     ErrorInStream,
     /// No usage event.
     NoUsage,
+    /// A usage that counts so many prompt tokens more, and so many output tokens.
+    Usage(u64, u64),
     /// No [DONE].
     NoDone,
     /// Neither a finish reason, nor usage, nor [DONE].
@@ -132,6 +138,8 @@ pub struct Seen {
     pub most_in_flight: AtomicUsize,
     /// Generation requests of more than one token.
     pub requests: AtomicUsize,
+    /// Take no other connection.
+    pub gone: tokio::sync::Notify,
 }
 
 pub struct Mock {
@@ -165,7 +173,12 @@ pub async fn mock(settings: Settings) -> Mock {
         seen: seen.clone(),
     });
     tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = server.seen.gone.notified() => return,
+            };
+            let Ok((socket, _)) = accepted else { return };
             server.seen.connections.fetch_add(1, SeqCst);
             let server = server.clone();
             tokio::spawn(async move {
@@ -174,4 +187,10 @@ pub async fn mock(settings: Settings) -> Mock {
         }
     });
     Mock { address, seen }
+}
+
+/// A level's warnings but for those of a busy machine.
+pub fn warnings(level: &powerband_bench::LevelResult) -> Vec<&String> {
+    let busy = |w: &&String| !w.contains("of the reads");
+    level.warnings.iter().filter(busy).collect()
 }

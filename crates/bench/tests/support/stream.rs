@@ -22,7 +22,11 @@ impl Server {
             None => self.count(&body["prompt"]),
         };
         let prompt_tokens = self.settings.prompt_usage.unwrap_or(prompt_tokens);
-        let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": max_tokens, "total_tokens": prompt_tokens + max_tokens});
+        let (prompt_counted, counted) = match fault {
+            Fault::Usage(more, tokens) => (prompt_tokens + more, tokens),
+            _ => (prompt_tokens, max_tokens),
+        };
+        let usage = json!({"prompt_tokens": prompt_counted, "completion_tokens": counted, "total_tokens": prompt_counted + counted});
         match fault {
             Fault::Status(status, message) => {
                 return self
@@ -36,6 +40,19 @@ impl Server {
             }
             Fault::Raw(answer) => {
                 socket.write_all(answer.as_bytes()).await?;
+                return Err(Closed);
+            }
+            Fault::Endless(start, again) => {
+                socket.write_all(start.as_bytes()).await?;
+                let piece = again.repeat(4096 / again.len());
+                loop {
+                    socket.write_all(piece.as_bytes()).await?;
+                }
+            }
+            Fault::Die => {
+                self.seen.gone.notify_one();
+                // The socket that takes connections has to be closed first.
+                tokio::task::yield_now().await;
                 return Err(Closed);
             }
             Fault::Hang => std::future::pending::<()>().await,
