@@ -182,11 +182,12 @@ impl DataConfig {
             }
             DataSource::Trace(trace) => {
                 trace.check()?;
+                let told = "means nothing to a trace, which tells the tokens of each answer";
                 if self.output_spread != Spread::default() {
-                    return error(
-                        "--output-tokens-stdev",
-                        "means nothing to a trace, which tells the tokens of each answer",
-                    );
+                    return error("--output-tokens-stdev", told);
+                }
+                if self.output_tokens != DataConfig::default().output_tokens {
+                    return error("--output-tokens", told);
                 }
                 // Its prompts are made up, and may be token ids.
                 self.check_made_up(true)?;
@@ -216,6 +217,10 @@ impl DataConfig {
     fn check_made_up(&self, format: bool) -> Result<(), BenchError> {
         let default = DataConfig::default();
         let set = [
+            (
+                "--prompt-tokens",
+                self.prompt_tokens != default.prompt_tokens,
+            ),
             (
                 "--prompt-tokens-stdev",
                 self.prompt_spread != default.prompt_spread,
@@ -381,6 +386,33 @@ mod tests {
                 .contains("a chat takes text")
         );
         assert!(error(|d| (d.format, d.turns) = (ids(0, 9), 2), text).contains("--turns 1"));
+    }
+
+    #[test]
+    fn a_trace_has_its_own_lengths() {
+        let trace = || {
+            DataSource::Trace(TraceData {
+                path: "t.jsonl".into(),
+                format: TraceFormat::OpenTelemetry,
+            })
+        };
+        let with = |change: fn(&mut DataConfig)| {
+            let set = |d: &mut DataConfig| {
+                d.source = trace();
+                change(d);
+            };
+            error(set, Endpoint::Completions)
+        };
+        assert_eq!(with(|_| {}), "fine");
+        assert_eq!(
+            with(|d| d.format = PromptFormat::TokenIds { low: 1, high: 9 }),
+            "fine"
+        );
+        assert!(with(|d| d.prompt_tokens = 9).starts_with("--prompt-tokens:"));
+        assert!(with(|d| d.output_tokens = 9).starts_with("--output-tokens:"));
+        assert!(with(|d| d.output_spread.min = Some(9)).starts_with("--output-tokens-stdev"));
+        assert!(with(|d| d.turns = 2).starts_with("--turns"));
+        assert!(with(|d| d.think_time = Some(ThinkTime::fixed(1.0))).starts_with("--think-time"));
     }
 
     #[test]

@@ -208,7 +208,11 @@ async fn a_usage_that_is_far_from_what_the_data_says_is_one_warning() {
     let row = |tokens: u64| format!("{{\"prompt\": \"a b c\", \"prompt_tokens\": {tokens}}}\n");
     std::fs::write(&path, row(100) + &row(36) + &row(37)).unwrap();
     let mut config = config(&mock);
-    config.data.source = DataSource::File(FileData::new(path));
+    config.data = DataConfig {
+        source: DataSource::File(FileData::new(path)),
+        output_tokens: 6,
+        ..DataConfig::default()
+    };
     let level = run(&config, |_| {}, &Cancel::default())
         .await
         .unwrap()

@@ -79,6 +79,21 @@ fn in_order(level: &LevelResult) -> Vec<RequestRecord> {
     requests
 }
 
+/// A report, which GuideLLM's schema must take.
+fn valid_report(path: &Path) -> Value {
+    let json = |path: &Path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let schema: Value =
+        json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report.schema.json"));
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let report: Value = json(path);
+    let errors: Vec<String> = validator
+        .iter_errors(&report)
+        .map(|e| format!("{e} at {}", e.instance_path()))
+        .collect();
+    assert_eq!(errors, Vec::<String>::new());
+    report
+}
+
 #[tokio::test]
 async fn each_request_of_a_trace_is_sent_at_its_time_with_its_lengths() {
     let (folder, source) = trace();
@@ -126,16 +141,8 @@ async fn each_request_of_a_trace_is_sent_at_its_time_with_its_lengths() {
         assert_eq!(level.requested_prompt_tokens, None);
     }
     assert_eq!(warnings(&levels[0]), Vec::<&String>::new());
-    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report.schema.json");
-    let schema: Value = serde_json::from_slice(&std::fs::read(schema).unwrap()).unwrap();
-    let validator = jsonschema::validator_for(&schema).unwrap();
     let path = folder.path().join("out/replay-2.json");
-    let report: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    let errors: Vec<String> = validator
-        .iter_errors(&report)
-        .map(|e| format!("{e} at {}", e.instance_path()))
-        .collect();
-    assert_eq!(errors, Vec::<String>::new());
+    let report = valid_report(&path);
     let spec = &report["config"]["spec"];
     assert_eq!(spec["profile"]["kind"], "replay");
     assert_eq!(spec["profile"]["time_scale"], 2.0);
@@ -222,17 +229,18 @@ async fn spans_are_replayed_too() {
         span(40, "invoke_agent", 50),
     ]
     .join("\n");
-    let (_folder, source) = file(&rows, TraceFormat::OpenTelemetry);
+    let (folder, source) = file(&rows, TraceFormat::OpenTelemetry);
     let mock = mock(Settings::default()).await;
-    let level = levels(&config(&mock, replay(&[0.5]), source))
-        .await
-        .remove(0);
+    let mut config = config(&mock, replay(&[0.5]), source);
+    config.output_dir = Some(folder.path().to_owned());
+    let level = levels(&config).await.remove(0);
     let requests = in_order(&level);
     let prompts: Vec<u64> = requests.iter().map(|r| r.prompt_tokens).collect();
     assert_eq!(prompts, [20, 30]);
     // 70 ms apart, at twice the speed; what the first was late by is cut off.
     assert!(requests[1].intended_ns - requests[0].intended_ns <= 35_000_000);
-    assert_eq!(level.data["kind"], "otel");
+    let report = valid_report(&folder.path().join("replay-0.5.json"));
+    assert_eq!(report["config"]["spec"]["data"][0]["kind"], "otel");
 }
 
 #[tokio::test]

@@ -111,10 +111,13 @@ mod tests {
 "#;
 
     fn trace(prompts: Prompts) -> Trace {
+        trace_of(ROWS, TraceFormat::Mooncake { block_tokens: 4 }, prompts)
+    }
+
+    fn trace_of(rows: &str, format: TraceFormat, prompts: Prompts) -> Trace {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.jsonl");
-        std::fs::write(&path, ROWS).unwrap();
-        let format = TraceFormat::Mooncake { block_tokens: 4 };
+        std::fs::write(&path, rows).unwrap();
         let data = TraceData { path, format };
         Trace::new(
             Calls::load(&data, folder.path(), &mut vec![]).unwrap(),
@@ -161,6 +164,20 @@ mod tests {
         }
         assert_eq!(trace.warning(4), None);
         assert!(trace.warning(5).unwrap().contains("4 requests"));
+    }
+
+    #[test]
+    fn mooncakes_own_rows_share_their_first_block() {
+        // The first two of its conversation trace (FAST '25).
+        let rows = r#"{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]}
+{"timestamp": 0, "input_length": 7322, "output_length": 490, "hash_ids": [0, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27]}
+"#;
+        let trace = trace_of(rows, TraceFormat::parse("mooncake").unwrap(), ids());
+        let (first, _) = sent(&trace, 0);
+        let (second, _) = sent(&trace, 1);
+        assert_eq!((first.len(), second.len()), (6758, 7322));
+        let common = first.iter().zip(&second).take_while(|(a, b)| a == b);
+        assert_eq!(common.count(), 512);
     }
 
     #[test]
