@@ -89,7 +89,8 @@ fn own(args: &RunArgs) -> CliResult {
         "{name} {} {engine_config:?} {:?} {:?} {:?}",
         deployment.backend, args.engine.kv_cache_dtype, args.engine.quantization, args.engine.dtype
     ));
-    if deployment.model.tokenizer.is_none() && config.data.source == DataSource::Synthetic {
+    let made_up = !matches!(config.data.source, DataSource::File(_));
+    if deployment.model.tokenizer.is_none() && made_up {
         let high = deployment.model.vocab_size as u32;
         config.data.format = PromptFormat::TokenIds { low: 0, high };
     }

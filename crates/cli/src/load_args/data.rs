@@ -6,10 +6,10 @@ use std::str::FromStr;
 use clap::Args;
 use powerband_bench::{
     BenchConfig, Column, DataConfig, DataSource, FileData, History, PrefixBucket, PromptFormat,
-    RowOrder, Spread, ThinkTime,
+    RowOrder, Spread, ThinkTime, TraceData, TraceFormat,
 };
 
-use crate::error::CliResult;
+use crate::error::{CliError, CliResult};
 use crate::local_tokenizer;
 
 /// What requests hold.
@@ -19,6 +19,13 @@ pub struct DataArgs {
     /// Prompts or conversations of a file (jsonl, json, csv, tsv, parquet, txt) rather than made-up ones
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// The rows of --data are a trace, of whose requests the lengths are taken and the times (--profile replay):
+    /// mooncake or otel (spans of OpenTelemetry)
+    #[arg(long, value_name = "FORMAT", requires = "data", value_parser = trace_format, conflicts_with_all = ["data_column", "data_shuffle", "data_history"])]
+    pub trace_format: Option<TraceFormat>,
+    /// Tokens that a number in a Mooncake trace's hash_ids stands for [default: 512]
+    #[arg(long, value_name = "N", requires = "trace_format")]
+    pub trace_block: Option<u64>,
     /// What a column of --data holds, as in prompt=question: prompt, messages, prefix, prompt_tokens,
     /// output_tokens or think_time; may be given again [default: by their usual names]
     #[arg(long, value_name = "WHAT=NAME", requires = "data", value_parser = column)]
@@ -93,14 +100,31 @@ pub struct OutputSpread {
 }
 
 impl DataArgs {
+    /// What the rows are, where they are a trace.
+    fn trace(&self) -> CliResult<Option<TraceFormat>> {
+        match (self.trace_format, self.trace_block) {
+            (Some(TraceFormat::Mooncake { .. }), Some(block_tokens)) => {
+                Ok(Some(TraceFormat::Mooncake { block_tokens }))
+            }
+            (Some(TraceFormat::OpenTelemetry), Some(_)) => Err(CliError::new(
+                "--trace-block is for --trace-format mooncake",
+            )),
+            (format, _) => Ok(format),
+        }
+    }
+
     /// Puts the flags into a run's settings.
     pub fn apply(&self, config: &mut BenchConfig) -> CliResult {
         let spread = |stdev, min, max| Spread { stdev, min, max };
         let (prompt, output) = (&self.prompt_spread, &self.output_spread);
         config.data = DataConfig {
-            source: match &self.data {
-                None => DataSource::Synthetic,
-                Some(path) => DataSource::File(FileData {
+            source: match (&self.data, self.trace()?) {
+                (None, _) => DataSource::Synthetic,
+                (Some(path), Some(format)) => DataSource::Trace(TraceData {
+                    path: path.clone(),
+                    format,
+                }),
+                (Some(path), None) => DataSource::File(FileData {
                     columns: self.data_column.clone(),
                     order: match self.data_shuffle {
                         Some(seed) => RowOrder::Shuffled { seed },
@@ -126,6 +150,10 @@ impl DataArgs {
         }
         Ok(())
     }
+}
+
+fn trace_format(text: &str) -> Result<TraceFormat, String> {
+    TraceFormat::parse(text).ok_or_else(|| "use mooncake or otel".to_owned())
 }
 
 fn column(text: &str) -> Result<(Column, String), String> {

@@ -1,7 +1,7 @@
 //! The flags for when a level ends, and when the run does.
 
 use clap::Args;
-use powerband_bench::{BenchConfig, ErrorRate, Limits, OverSaturation, RunLimits};
+use powerband_bench::{BenchConfig, ErrorRate, Limits, OverSaturation, Profile, RunLimits};
 
 use crate::error::{CliError, CliResult};
 use crate::load_args::is_open;
@@ -15,7 +15,7 @@ const RATE_REQUESTS: u64 = 30;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Requests of a level [default: 100; none with --max-seconds or --min-requests]
+    /// Requests of a level [default: 100; none with --max-seconds, --min-requests or a replay]
     #[arg(long, value_name = "N")]
     pub max_requests: Option<u64>,
     /// Requests that must have ended before time ends a level; alone it ends the level itself, with no tail
@@ -62,7 +62,8 @@ impl LimitArgs {
             )
             .hint("a closed loop sends no faster than the server answers; try --profile constant, poisson or sweep"));
         }
-        let ends = self.max_seconds.is_some() || self.min_requests.is_some();
+        let replay = matches!(config.profile, Profile::Replay { .. });
+        let ends = replay || self.max_seconds.is_some() || self.min_requests.is_some();
         config.limits = Limits {
             max_requests: self.max_requests.or((!ends).then_some(REQUESTS)),
             min_requests: self.min_requests,

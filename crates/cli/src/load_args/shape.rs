@@ -23,6 +23,8 @@ pub enum ProfileName {
     Constant,
     /// Requests at random gaps, for each of --rate
     Poisson,
+    /// At the times of a trace (--data with --trace-format), for each of --time-scale
+    Replay,
     /// Synchronous, throughput, then rates between the two
     Sweep,
     /// Levels chosen to find where throughput bends, up to --max-concurrency clients; each level has enough
@@ -46,7 +48,10 @@ pub struct ShapeArgs {
     /// Requests per second of each level (constant, poisson)
     #[arg(long, value_delimiter = ',', value_name = "R,R,...")]
     pub rate: Option<Vec<f64>>,
-    /// Most requests in flight (throughput, constant, poisson, sweep), most clients (knee, goodput)
+    /// What a trace's times are multiplied with at each level: 0.5 is twice as fast (replay) [default: 1]
+    #[arg(long, value_delimiter = ',', value_name = "X,X,...")]
+    pub time_scale: Option<Vec<f64>>,
+    /// Most requests in flight (throughput, constant, poisson, replay, sweep), most clients (knee, goodput)
     #[arg(long, value_name = "N")]
     pub max_concurrency: Option<usize>,
     /// Most requests per second (goodput)
@@ -97,6 +102,10 @@ impl ShapeArgs {
                 rates: rates()?,
                 max_concurrency,
             },
+            ProfileName::Replay => Profile::Replay {
+                time_scales: self.time_scale.clone().unwrap_or(vec![1.0]),
+                max_concurrency,
+            },
             ProfileName::Sweep => Profile::Sweep {
                 levels: self.sweep_levels.unwrap_or(SWEEP_LEVELS),
                 poisson: self.random_gaps,
@@ -145,11 +154,14 @@ impl ShapeArgs {
 
     /// A flag that the profile would not look at is an error, not silence.
     fn check(&self) -> CliResult {
-        use ProfileName::{Concurrent, Constant, Goodput, Knee, Poisson, Sweep, Throughput};
-        let open: &[ProfileName] = &[Throughput, Constant, Poisson, Sweep, Knee, Goodput];
-        let uses: [(&str, bool, &[ProfileName]); 9] = [
+        use ProfileName::{
+            Concurrent, Constant, Goodput, Knee, Poisson, Replay, Sweep, Throughput,
+        };
+        let open: &[ProfileName] = &[Throughput, Constant, Poisson, Replay, Sweep, Knee, Goodput];
+        let uses: [(&str, bool, &[ProfileName]); 10] = [
             ("--concurrency", self.concurrency.is_some(), &[Concurrent]),
             ("--rate", self.rate.is_some(), &[Constant, Poisson]),
+            ("--time-scale", self.time_scale.is_some(), &[Replay]),
             ("--max-concurrency", self.max_concurrency.is_some(), open),
             ("--max-rate", self.max_rate.is_some(), &[Goodput]),
             ("--random-gaps", self.random_gaps, &[Sweep, Goodput]),

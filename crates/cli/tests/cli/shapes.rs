@@ -2,10 +2,17 @@
 
 use crate::support::Sandbox;
 
-/// The main job on a simulated model whose steps take 1 ms.
+/// The main job on a simulated model whose steps take 1 ms, with short requests.
 fn run(sandbox: &Sandbox, flags: &str) -> crate::support::Ended {
-    let start =
-        "run smollm2-135m --device sim --sim-step-ms 1 --output-tokens 4 --prompt-tokens 16";
+    of_file(
+        sandbox,
+        &format!("--output-tokens 4 --prompt-tokens 16 {flags}"),
+    )
+}
+
+/// The same where a file tells the lengths.
+fn of_file(sandbox: &Sandbox, flags: &str) -> crate::support::Ended {
+    let start = "run smollm2-135m --device sim --sim-step-ms 1";
     let args: Vec<&str> = start
         .split_whitespace()
         .chain(flags.split_whitespace())
@@ -51,7 +58,7 @@ fn searches_say_what_they_have_found() {
     )
     .ok();
     assert!(sandbox.path("benchmark-results/goodput.json").exists());
-    assert!(ended.stdout.contains("objective"), "{}", ended.stdout);
+    assert!(ended.stderr.contains("objective"), "{}", ended.stderr);
     let sandbox = Sandbox::new();
     run(
         &sandbox,
@@ -71,6 +78,9 @@ fn a_flag_that_the_profile_does_not_look_at_is_refused() {
             "it is for --profile concurrent",
         ),
         ("--profile constant", "needs --rate"),
+        ("--profile replay", "--data"),
+        ("--time-scale 2", "--profile replay"),
+        ("--trace-format mooncake", "--data"),
         ("--profile knee", "needs --max-concurrency"),
         (
             "--profile goodput --goodput ttft:9",
@@ -163,7 +173,29 @@ pub fn output_tokens(level: &std::path::Path) -> Vec<u64> {
 #[test]
 fn a_data_file_that_is_not_there_is_named() {
     let sandbox = Sandbox::new();
-    let ended = run(&sandbox, "--concurrency 1 --data nowhere.jsonl");
+    let ended = of_file(&sandbox, "--concurrency 1 --data nowhere.jsonl");
     assert_ne!(ended.code, Some(0));
     assert!(ended.stderr.contains("nowhere.jsonl"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_trace_is_replayed_at_its_times() {
+    let sandbox = Sandbox::new();
+    let rows = [(0, 20, 3), (40, 30, 5), (90, 10, 2)];
+    let lines: Vec<String> = rows
+        .iter()
+        .map(|(at, input, output)| {
+            format!(r#"{{"timestamp": {at}, "input_length": {input}, "output_length": {output}}}"#)
+        })
+        .collect();
+    std::fs::write(sandbox.path("trace.jsonl"), lines.join("\n")).unwrap();
+    of_file(
+        &sandbox,
+        "--profile replay --data trace.jsonl --trace-format mooncake --time-scale 1,2",
+    )
+    .ok();
+    for level in ["replay-1", "replay-2"] {
+        let file = sandbox.path(&format!("benchmark-results/{level}.json"));
+        assert_eq!(output_tokens(&file), [2, 3, 5], "{level}");
+    }
 }
