@@ -13,7 +13,7 @@ use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights, spec:
 use powerband_server::ModelContext;
 
 use crate::commands::pull::locate_model;
-use crate::engine_args::{Defaults, Device, EngineArgs, LoadFormat, Quantization};
+use crate::engine_args::{Defaults, Device, EngineArgs, LoadFormat};
 use crate::error::{CliError, CliResult};
 
 /// Tokens that the simulated KV cache holds.
@@ -177,7 +177,8 @@ fn on_cpu(
     let executor = CpuExecutor::new(spec, &weights, options).map_err(CliError::new)?;
     let runner = executor.runner();
     phases.done(format_args!(
-        "weights ready on the CPU ({}, {} threads)",
+        "weights ready on the CPU: {} ({}, {} threads)",
+        runner.weight_formats().join(" and "),
         runner.isa().name(),
         runner.threads()
     ));
@@ -235,9 +236,18 @@ fn open(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<Checkpo
              with safetensors are read",
         )
     })?;
+    if let Some(method @ ("gptq" | "awq" | "fp8" | "gguf")) = args.quantization.as_deref() {
+        let stored = checkpoint.converted.as_deref().unwrap_or("gguf");
+        if !stored.to_ascii_lowercase().starts_with(method) || (method == "gguf" && path.is_dir()) {
+            return Err(CliError::new(format!(
+                "--quantization {method}: this checkpoint is not stored so"
+            ))
+            .hint("leave the flag out: a checkpoint says itself how it was quantised"));
+        }
+    }
     let spec = &checkpoint.spec;
     phases.done(format_args!(
-        "opened: {}, {} layers, context {}, {}{}",
+        "opened: {}, {} layers, context {}, {}{}{}",
         spec.architecture,
         spec.num_layers,
         spec.max_position_embeddings,
@@ -248,6 +258,10 @@ fn open(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<Checkpo
         match &checkpoint.chat_template {
             Some(_) => " and chat template",
             None => ", no chat template",
+        },
+        match &checkpoint.converted {
+            Some(how) => format!("; {how}"),
+            None => String::new(),
         }
     ));
     match invented {
@@ -271,14 +285,7 @@ fn template(path: &Path) -> CliResult<ChatTemplate> {
 /// The weights as the flags want them.
 fn converted(weights: Weights, args: &EngineArgs) -> CliResult<Weights> {
     Ok(match (args.quantization()?, args.weight_dtype()?) {
-        (Some(Quantization::To(dtype)), _) | (None, Some(dtype)) => weights.stored_as(dtype),
-        (Some(Quantization::Nf4), _) => {
-            eprintln!(
-                "warning: --quantization bitsandbytes: nf4 is not built for the CPU yet; the weights \
-                 are stored as q4_0 instead, also 4 bits in blocks"
-            );
-            weights.stored_as(DType::Q4_0)
-        }
+        (Some(dtype), _) | (None, Some(dtype)) => weights.stored_as(dtype),
         (None, None) => weights,
     })
 }

@@ -45,7 +45,7 @@ pub struct EngineArgs {
     /// Longest sequence, prompt and output together [default: the model's own limit]
     #[arg(long, env = "POWERBAND_MAX_MODEL_LEN")]
     pub max_model_len: Option<usize>,
-    /// Quantise the weights while loading: q8_0, q4_0, bitsandbytes (nf4)
+    /// Quantise the weights while loading: q8_0, q4_0, q4_1, bitsandbytes (nf4)
     #[arg(long, env = "POWERBAND_QUANTIZATION")]
     pub quantization: Option<String>,
     /// How keys and values are stored: auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3
@@ -135,21 +135,16 @@ impl EngineArgs {
         })
     }
 
-    /// What `--quantization` asks for.
-    pub fn quantization(&self) -> CliResult<Option<Quantization>> {
+    /// The type that `--quantization` asks for.
+    pub fn quantization(&self) -> CliResult<Option<DType>> {
         Ok(match self.quantization.as_deref() {
             None | Some("none") => None,
-            Some("q8_0") => Some(Quantization::To(DType::Q8_0)),
-            Some("q4_0") => Some(Quantization::To(DType::Q4_0)),
-            Some("q4_1") => Some(Quantization::To(DType::Q4_1)),
-            Some("bitsandbytes" | "nf4") => Some(Quantization::Nf4),
-            Some(other @ ("gptq" | "awq" | "fp8" | "int8" | "gguf")) => {
-                return Err(
-                    CliError::new(format!("--quantization {other} is not built yet")).hint(
-                        "q8_0, q4_0, q4_1 and bitsandbytes quantise any checkpoint while it is loaded",
-                    ),
-                );
-            }
+            Some("q8_0") => Some(DType::Q8_0),
+            Some("q4_0") => Some(DType::Q4_0),
+            Some("q4_1") => Some(DType::Q4_1),
+            Some("bitsandbytes" | "nf4") => Some(DType::NF4),
+            // A checkpoint says itself how it was quantised; the flag would change nothing.
+            Some("gptq" | "awq" | "fp8" | "gguf") => None,
             Some(other) => {
                 return Err(
                     CliError::new(format!("--quantization: unknown method {other:?}"))
@@ -223,15 +218,6 @@ pub struct Defaults {
     pub max_num_seqs: usize,
     /// `--max-num-batched-tokens`, unless `--max-num-seqs` is more.
     pub max_num_batched_tokens: usize,
-}
-
-/// What the weights are quantised to while they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantization {
-    /// Blocks of this type.
-    To(DType),
-    /// bitsandbytes' 4-bit normal floats.
-    Nf4,
 }
 
 /// Bytes with an optional unit: 4096, 512M, 2GiB, 1.5GB.

@@ -246,7 +246,7 @@ impl LayerStep<'_> {
         in_rows(&mut machine.pool, rows, |first, last| {
             isa.run(RotateAndStore {
                 step: self,
-                rope: &self.model.ropes[layer.rope],
+                rope: layer.rope.map(|rope| &self.model.ropes[rope]),
                 layout: cache.layout,
                 first,
                 last,

@@ -1,5 +1,7 @@
 //! The weights of a model as the kernels want them.
 
+use std::collections::BTreeSet;
+
 use powerband_engine::EngineError;
 use powerband_model::spec::ModelSpec;
 use powerband_model::{Tensor, Weights};
@@ -26,8 +28,8 @@ pub(crate) struct Layer {
     pub down: Linear,
     /// Norm of the feed-forward block's result, in models that have one.
     pub after_mlp: Option<Vec<f32>>,
-    /// Which of the model's rotary tables.
-    pub rope: usize,
+    /// Which of the model's rotary tables; `None`: queries and keys are not rotated.
+    pub rope: Option<usize>,
 }
 
 /// All of a model.
@@ -97,19 +99,29 @@ impl Model {
         })
     }
 
-    /// Bytes of the packed weights.
-    pub fn memory(&self) -> usize {
-        let layers = self.layers.iter().map(|layer| {
-            let linears = [
+    /// All packed matrices.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [
                 &layer.qkv,
                 &layer.output,
                 &layer.gate,
                 &layer.up,
                 &layer.down,
-            ];
-            linears.into_iter().map(Linear::memory).sum::<usize>()
+            ]
         });
-        layers.sum::<usize>() + self.head.memory()
+        layers.chain([&self.head])
+    }
+
+    /// Bytes of the packed weights.
+    pub fn memory(&self) -> usize {
+        self.linears().map(Linear::memory).sum()
+    }
+
+    /// The formats that the matrices are computed in, in alphabetical order.
+    pub fn formats(&self) -> Vec<&'static str> {
+        let names: BTreeSet<_> = self.linears().flat_map(Linear::formats).collect();
+        names.into_iter().collect()
     }
 }
 
@@ -233,7 +245,9 @@ impl Loader<'_> {
             up: self.linear(&name("mlp.up_proj"), ff, d)?,
             down: self.linear(&name("mlp.down_proj"), d, ff)?,
             after_mlp,
-            rope: usize::from(spec.is_sliding(number)),
+            rope: spec
+                .rotates(number)
+                .then(|| usize::from(spec.is_sliding(number))),
         })
     }
 }

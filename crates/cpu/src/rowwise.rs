@@ -129,7 +129,7 @@ impl Kernel for Prepare<'_> {
 /// Bias, head norms and rotation in place, then keys and values into the cache.
 pub(crate) struct RotateAndStore<'a> {
     pub step: &'a LayerStep<'a>,
-    pub rope: &'a RopeTable,
+    pub rope: Option<&'a RopeTable>,
     pub layout: Layout,
     pub first: usize,
     pub last: usize,
@@ -174,7 +174,9 @@ impl Kernel for RotateAndStore<'_> {
                         unsafe { ops::rms_norm(s, at, dim, spec.norm_eps, weight, at) };
                         head.copy_from_slice(&scratch[..dim]);
                     }
-                    self.rope.rotate(place.position, head);
+                    if let Some(rope) = self.rope {
+                        rope.rotate(place.position, head);
+                    }
                 }
             }
             let (k, v) = (&qkv[columns.key..], &qkv[columns.value..]);

@@ -134,6 +134,11 @@ impl Runner {
         self.machine.pool.threads()
     }
 
+    /// The formats that the weight matrices are computed in.
+    pub fn weight_formats(&self) -> Vec<&'static str> {
+        self.model.formats()
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.machine.isa

@@ -9,7 +9,7 @@ use powerband_cpu::{Chunk, CpuOptions, Runner};
 use powerband_engine::KvCacheDtype;
 use powerband_model::spec::{Activation, ModelSpec, RopeScaling, RopeStyle};
 use powerband_model::{DType, Weights};
-use support::{Noise, Reference, random_weights, tiny};
+use support::{Noise, Reference, distance, random_weights, tiny};
 
 fn options(kv_dtype: KvCacheDtype) -> CpuOptions {
     CpuOptions {
@@ -42,21 +42,6 @@ fn logits(runner: &mut Runner, tokens: &[u32], start: usize, s: usize) -> Vec<f3
     };
     assert_eq!(runner.forward(&[chunk]).unwrap(), 1);
     runner.logits(0).to_vec()
-}
-
-/// The largest difference, as a share of the wanted values' standard deviation.
-fn distance(got: &[f32], wanted: &[f32]) -> f32 {
-    assert_eq!(got.len(), wanted.len());
-    let n = wanted.len() as f32;
-    let mean = wanted.iter().sum::<f32>() / n;
-    let spread = (wanted.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
-    let worst = got
-        .iter()
-        .zip(wanted)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
-    assert!(got.iter().all(|x| x.is_finite()));
-    worst / spread
 }
 
 /// A prompt, then five steps of decoding, compared with the reference after each.
@@ -130,7 +115,8 @@ fn rotary_styles_and_scalings() {
 #[test]
 fn what_families_add() {
     type Change = fn(&mut ModelSpec);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 10] = [
+        ("layers without rotation", |s| s.unrotated_pattern = 2),
         ("bias", |s| s.qkv_bias = true),
         ("head norms", |s| s.qk_norm = true),
         ("sandwich norms", |s| s.sandwich_norms = true),
@@ -166,10 +152,16 @@ fn weight_formats() {
         (DType::Q8_0, 0.08),
         (DType::Q4_0, 0.08),
         (DType::Q4_1, 0.08),
+        // So are the levels.
+        (DType::NF4, 0.12),
     ] {
         for isa in Isa::all() {
             let mut spec = tiny();
             spec.qkv_bias = true;
+            if dtype == DType::NF4 {
+                // Whole blocks of 64.
+                spec.intermediate_size = 128;
+            }
             let weights = random_weights(&spec, dtype, 9);
             let options = CpuOptions {
                 isa: Some(isa),
@@ -216,13 +208,14 @@ fn cache_formats() {
 /// The same bits alone and in a batch of 50, whole and in chunks, on one thread and on three.
 #[test]
 fn batching_and_chunking_change_no_bit() {
-    for dtype in [DType::Q4_1, DType::Q8_0, DType::BF16] {
+    for dtype in [DType::Q4_1, DType::Q8_0, DType::NF4, DType::BF16] {
         let mut spec = tiny();
         (spec.num_heads, spec.num_kv_heads) = (6, 2);
         spec.head_dim = 64;
         spec.rope.rotary_dim = 64;
         spec.sliding_window = Some(20);
         spec.sliding_pattern = 2;
+        spec.intermediate_size = 128;
         let weights = random_weights(&spec, dtype, 11);
         let prompts: Vec<_> = (0..50).map(|s| prompt(20 + s % 9, s as u64, 250)).collect();
         for isa in Isa::all() {

@@ -86,6 +86,7 @@ pub(crate) fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Engin
         ),
         (group > 16, format!("{group} query heads a key head on a GPU")),
         (spec.sandwich_norms, "norms after the blocks (Gemma 2 and 3) on a GPU".to_owned()),
+        (spec.unrotated_pattern > 0, "layers without rotation (SmolLM3) on a GPU".to_owned()),
         (
             spec.attention_softcap.is_some(),
             "capped attention scores (Gemma 2) on a GPU".to_owned(),

@@ -38,6 +38,7 @@ pub fn plain_llama(hidden_size: usize, num_heads: usize, head_dim: usize) -> Mod
             rotary_dim: head_dim,
         },
         local_rope_theta: None,
+        unrotated_pattern: 0,
         tie_embeddings: true,
         qkv_bias: false,
         qk_norm: false,

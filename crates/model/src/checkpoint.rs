@@ -15,6 +15,9 @@ pub struct Checkpoint {
     pub weights: Weights,
     /// The tokenizer; without one only token ids are understood.
     pub tokenizer: Option<Arc<Tokenizer>>,
+    /// How a quantised Hugging Face checkpoint's weights are stored and which types they become,
+    /// for people; `None` if they are read as they are.
+    pub converted: Option<String>,
     /// The chat template, if the model has one.
     pub chat_template: Option<Arc<ChatTemplate>>,
 }
@@ -59,6 +62,7 @@ impl Checkpoint {
             spec,
             weights,
             tokenizer,
+            converted: None,
             chat_template,
         })
     }
@@ -77,9 +81,18 @@ impl Checkpoint {
             ));
         }
         let generation = optional("generation_config.json")?;
-        let spec = hf::spec_from_config(&read("config.json")?, generation.as_deref(), &config)?;
-        let weights = hf::load_weights(folder)?;
+        let text = read("config.json")?;
+        let spec = hf::spec_from_config(&text, generation.as_deref(), &config)?;
+        let fields = serde_json::from_str(&text)
+            .map_err(|error| ModelError::format(&config, error.to_string()))?;
+        let method = hf::Method::from_config(&fields, &config)?;
+        let mut weights = hf::load_weights(folder, method.as_ref())?;
+        spec.split_fused(&mut weights)?;
         spec.check_weights(&weights)?;
+        let converted = method.map(|method| {
+            let types: Vec<_> = weights.made_types().iter().map(|t| t.name()).collect();
+            format!("{method}, as {}", types.join(" and "))
+        });
         let tokenizer = match optional("tokenizer.json")? {
             Some(json) => Some(Arc::new(Tokenizer::from_json(json.as_bytes())?)),
             None => None,
@@ -107,6 +120,7 @@ impl Checkpoint {
             spec,
             weights,
             tokenizer,
+            converted,
             chat_template,
         })
     }
@@ -117,6 +131,7 @@ impl Checkpoint {
             weights: Weights::dummy(&spec, dtype, seed),
             spec,
             tokenizer: None,
+            converted: None,
             chat_template: None,
         }
     }

@@ -53,6 +53,7 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q5_0 => q5_0,
         DType::Q5_1 => q5_1,
         DType::Q8_0 => q8_0,
+        DType::NF4 => nf4,
         DType::Q2_K => q2_k,
         DType::Q3_K => q3_k,
         DType::Q4_K => q4_k,
@@ -123,6 +124,47 @@ fn q8_0(b: &[u8], y: &mut [f32]) {
     for (y, q) in y.iter_mut().zip(&b[2..]) {
         *y = d * f32::from(*q as i8);
     }
+}
+
+/// The 16 levels of 4-bit normal floats: quantiles of a normal distribution, the outermost 1 and
+/// one of them 0 (Dettmers et al., QLoRA, 2023).
+pub const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+fn nf4(b: &[u8], y: &mut [f32]) {
+    let most = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    for (codes, y) in b[4..].chunks_exact(16).zip(y.chunks_exact_mut(32)) {
+        for (i, q) in codes.iter().enumerate() {
+            y[i] = NF4[usize::from(q & 15)] * most;
+            y[i + 16] = NF4[usize::from(q >> 4)] * most;
+        }
+    }
+}
+
+/// Eight bits with 4 exponent and 3 mantissa bits (`float8_e4m3fn`: no infinities).
+pub(crate) fn e4m3(byte: u8) -> f32 {
+    if byte & 0x7f == 0x7f {
+        return f32::NAN;
+    }
+    // An f16 whose exponent is 8 too small.
+    let bits = u16::from(byte & 0x7f) << 7 | u16::from(byte & 0x80) << 8;
+    f16::from_bits(bits).to_f32() * 256.0
 }
 
 /// 16 sub-blocks of 16: `scales[16]` (low nibble scale, high nibble minimum), `qs[64]`, d, dmin.

@@ -44,6 +44,10 @@ impl DummyWeights {
         }
     }
 
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.shapes.get(name).cloned()
+    }
+
     pub(crate) fn total_bytes(&self) -> usize {
         let bytes = |s: &Vec<usize>| self.dtype_of(s).bytes_for(s.iter().product());
         self.shapes.values().filter_map(bytes).sum()

@@ -153,6 +153,26 @@ impl ModelSpec {
         tensors
     }
 
+    /// Takes apart what a checkpoint fused (Phi-3: query, key and value; gate and up).
+    ///
+    /// # Errors
+    /// A fused tensor does not have as many rows as its parts.
+    pub(crate) fn split_fused(&self, weights: &mut Weights) -> Result<(), ModelError> {
+        for layer in 0..self.num_layers {
+            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+            let parts = [
+                (name("self_attn.q_proj"), self.q_dim()),
+                (name("self_attn.k_proj"), self.kv_dim()),
+                (name("self_attn.v_proj"), self.kv_dim()),
+            ];
+            weights.split_rows(&name("self_attn.qkv_proj"), &parts)?;
+            let parts = ["mlp.gate_proj", "mlp.up_proj"];
+            let parts = parts.map(|part| (name(part), self.intermediate_size));
+            weights.split_rows(&name("mlp.gate_up_proj"), &parts)?;
+        }
+        Ok(())
+    }
+
     /// Does `weights` hold every tensor of [`ModelSpec::tensors`] in its shape, and nothing
     /// else that would take part in the computation?
     ///
@@ -161,13 +181,13 @@ impl ModelSpec {
     pub fn check_weights(&self, weights: &Weights) -> Result<(), ModelError> {
         let mut expected = self.tensors();
         for (name, shape) in &expected {
-            let found = weights.get(name)?;
-            if &found.shape != shape {
+            let found = weights.shape(name)?;
+            if &found != shape {
                 return Err(ModelError::Tensor {
                     name: name.clone(),
                     reason: format!(
                         "its shape is {:?} but the configuration needs {shape:?}",
-                        found.shape
+                        found
                     ),
                 });
             }

@@ -1,7 +1,9 @@
 //! Hugging Face folders: `config.json` and safetensors files.
 
 pub mod config;
+pub mod quantized;
 pub mod safetensors;
 
 pub use config::spec_from_config;
+pub use quantized::Method;
 pub use safetensors::load_weights;

@@ -121,6 +121,8 @@ pub struct ModelSpec {
     /// Rotary base of the sliding-window layers where it differs (Gemma 3). Those layers rotate
     /// as trained: `rope.scaling` is for the other layers.
     pub local_rope_theta: Option<f32>,
+    /// Every n-th layer (1-based) does not rotate its queries and keys (SmolLM3); 0: all rotate.
+    pub unrotated_pattern: usize,
     /// The output matrix is the embedding.
     pub tie_embeddings: bool,
     /// Query, key and value projections carry a bias (Qwen2).
@@ -166,6 +168,11 @@ impl ModelSpec {
     pub fn is_sliding(&self, layer: usize) -> bool {
         self.sliding_window.is_some()
             && (self.sliding_pattern == 0 || !(layer + 1).is_multiple_of(self.sliding_pattern))
+    }
+
+    /// Are the queries and keys of layer `layer` (0-based) rotated?
+    pub fn rotates(&self, layer: usize) -> bool {
+        self.unrotated_pattern == 0 || !(layer + 1).is_multiple_of(self.unrotated_pattern)
     }
 
     /// Key and value bytes of one token over all layers.

@@ -17,6 +17,9 @@ pub enum DType {
     Q4_1,
     /// 32 weights: f16 scale, 32 signed bytes.
     Q8_0,
+    /// 64 weights: f32 largest magnitude, then for each half 16 bytes of nibbles, which are places
+    /// in [`crate::dequant::NF4`] (bitsandbytes' 4-bit normal floats).
+    NF4,
     Q5_0,
     Q5_1,
     Q2_K,
@@ -37,6 +40,7 @@ impl DType {
             DType::Q5_0 => (32, 22),
             DType::Q5_1 => (32, 24),
             DType::Q8_0 => (32, 34),
+            DType::NF4 => (64, 36),
             DType::Q2_K => (256, 84),
             DType::Q3_K => (256, 110),
             DType::Q4_K => (256, 144),
@@ -54,6 +58,7 @@ impl DType {
             DType::Q4_0 => "Q4_0",
             DType::Q4_1 => "Q4_1",
             DType::Q8_0 => "Q8_0",
+            DType::NF4 => "NF4",
             DType::Q5_0 => "Q5_0",
             DType::Q5_1 => "Q5_1",
             DType::Q2_K => "Q2_K",
@@ -166,6 +171,43 @@ impl Tensor {
             shape,
             data,
         })
+    }
+
+    /// Rows `first..first + count` of a matrix as a tensor of their own, named `name`; no bytes are
+    /// copied where they lie in a file.
+    ///
+    /// # Errors
+    /// There are not so many rows.
+    pub(crate) fn rows_named(
+        &self,
+        name: &str,
+        first: usize,
+        count: usize,
+    ) -> Result<Self, ModelError> {
+        let row_bytes = self.dtype.bytes_for(self.cols()).unwrap_or(0);
+        let shape = vec![count, self.cols()];
+        let inside = first
+            .checked_add(count)
+            .is_some_and(|end| end <= self.rows());
+        if self.shape.len() != 2 || !inside {
+            return Err(ModelError::Tensor {
+                name: self.name.clone(),
+                reason: format!(
+                    "its shape is {:?}; rows {first} to {first} + {count} of a matrix are needed",
+                    self.shape
+                ),
+            });
+        }
+        let from = first * row_bytes;
+        match &self.data {
+            TensorData::Mapped { map, start, .. } => {
+                Self::mapped(name, self.dtype, shape, map.clone(), start + from)
+            }
+            TensorData::Owned(bytes) => {
+                let bytes = &bytes[from..from + count * row_bytes];
+                Self::owned(name, self.dtype, shape, bytes)
+            }
+        }
     }
 
     /// The raw bytes.

@@ -8,6 +8,7 @@
 //! `mlp.{gate,up,down}_proj.weight`. A GGUF file's names are mapped to these when it is read.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::dummy::DummyWeights;
 use crate::{DType, ModelError, ModelSpec, Tensor};
@@ -21,11 +22,61 @@ pub struct Weights {
 #[derive(Debug)]
 enum Source {
     /// In files or in memory.
-    Tensors(HashMap<String, Tensor>),
+    Tensors(HashMap<String, Entry>),
     /// Made when asked for (`--load-format dummy`).
     Dummy(DummyWeights),
     /// Converted when asked for (`--quantization`, `--dtype`).
     Stored(Box<Weights>, DType),
+}
+
+/// A tensor, or how to make it.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// As it is in the file.
+    Ready(Tensor),
+    /// Made of several tensors of the file when it is asked for.
+    Made(Box<dyn Recipe>),
+}
+
+/// How to make a tensor of what a checkpoint holds. All sizes were checked before.
+pub(crate) trait Recipe: std::fmt::Debug + Send + Sync {
+    /// Its shape.
+    fn shape(&self) -> &[usize];
+    /// The type it will have.
+    fn dtype(&self) -> DType;
+    /// Bytes in the checkpoint.
+    fn bytes(&self) -> usize;
+    /// Makes it.
+    fn make(&self, name: &str) -> Result<Tensor, ModelError>;
+}
+
+/// Some rows of what another recipe makes.
+#[derive(Debug)]
+struct RowsOf {
+    whole: Arc<dyn Recipe>,
+    first: usize,
+    shape: [usize; 2],
+}
+
+impl Recipe for RowsOf {
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn dtype(&self) -> DType {
+        self.whole.dtype()
+    }
+
+    fn bytes(&self) -> usize {
+        let all = self.whole.shape().first().copied().unwrap_or(1).max(1);
+        self.whole.bytes() / all * self.shape[0]
+    }
+
+    fn make(&self, name: &str) -> Result<Tensor, ModelError> {
+        self.whole
+            .make(name)?
+            .rows_named(name, self.first, self.shape[0])
+    }
 }
 
 impl Default for Weights {
@@ -37,7 +88,8 @@ impl Default for Weights {
 impl Weights {
     /// From tensors that carry their canonical names.
     pub fn new(tensors: impl IntoIterator<Item = Tensor>) -> Self {
-        let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let named = |t: Tensor| (t.name.clone(), Entry::Ready(t));
+        let tensors = tensors.into_iter().map(named).collect();
         Self {
             source: Source::Tensors(tensors),
         }
@@ -48,11 +100,22 @@ impl Weights {
     /// # Errors
     /// It does.
     pub fn distinct(tensors: impl IntoIterator<Item = Tensor>) -> Result<Self, ModelError> {
+        Self::from_entries(
+            tensors
+                .into_iter()
+                .map(|t| (t.name.clone(), Entry::Ready(t))),
+        )
+    }
+
+    /// As [`Weights::distinct`], of tensors and recipes by name.
+    pub(crate) fn from_entries(
+        entries: impl IntoIterator<Item = (String, Entry)>,
+    ) -> Result<Self, ModelError> {
         let mut by_name = HashMap::new();
-        for tensor in tensors {
-            if let Some(earlier) = by_name.insert(tensor.name.clone(), tensor) {
+        for (name, entry) in entries {
+            if by_name.insert(name.clone(), entry).is_some() {
                 return Err(ModelError::Tensor {
-                    name: earlier.name,
+                    name,
                     reason: "stands in the checkpoint twice".to_owned(),
                 });
             }
@@ -71,8 +134,8 @@ impl Weights {
         }
     }
 
-    /// The same weights with their matrices stored as `dtype` (F32, F16, BF16, Q8_0, Q4_0 or
-    /// Q4_1), each converted when it is asked for. What is in blocks already keeps its type when
+    /// The same weights with their matrices stored as `dtype` (F32, F16, BF16, Q8_0, Q4_0, Q4_1
+    /// or NF4), each converted when it is asked for. What is in blocks already keeps its type when
     /// `dtype` has none. The embedding and the output matrix take no fewer than 8 bits: they are
     /// what 4 bits hurt most, and other quantised formats spare them too.
     pub fn stored_as(self, dtype: DType) -> Self {
@@ -81,18 +144,99 @@ impl Weights {
         }
     }
 
+    /// Replaces the matrix `name`, if there is one, by several of its rows each: what a checkpoint
+    /// fused is taken apart.
+    ///
+    /// # Errors
+    /// It does not have exactly so many rows.
+    pub(crate) fn split_rows(
+        &mut self,
+        name: &str,
+        parts: &[(String, usize)],
+    ) -> Result<(), ModelError> {
+        let Source::Tensors(tensors) = &mut self.source else {
+            return Ok(());
+        };
+        let Some(fused) = tensors.remove(name) else {
+            return Ok(());
+        };
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        let shape = match &fused {
+            Entry::Ready(tensor) => &tensor.shape[..],
+            Entry::Made(recipe) => recipe.shape(),
+        };
+        let &[found, cols] = shape else {
+            return Err(misshapen(name, shape, rows));
+        };
+        if found != rows {
+            return Err(misshapen(name, shape, rows));
+        }
+        let (ready, recipe): (_, Option<Arc<dyn Recipe>>) = match fused {
+            Entry::Ready(tensor) => (Some(tensor), None),
+            Entry::Made(recipe) => (None, Some(Arc::from(recipe))),
+        };
+        let mut first = 0;
+        for (part, rows) in parts {
+            if let Some(whole) = &ready {
+                let tensor = whole.rows_named(part, first, *rows)?;
+                tensors.insert(part.clone(), Entry::Ready(tensor));
+            } else if let Some(whole) = &recipe {
+                let rows = RowsOf {
+                    whole: whole.clone(),
+                    first,
+                    shape: [*rows, cols],
+                };
+                tensors.insert(part.clone(), Entry::Made(Box::new(rows)));
+            }
+            first += rows;
+        }
+        Ok(())
+    }
+
+    /// The types of the tensors that are made of a quantised checkpoint's.
+    pub(crate) fn made_types(&self) -> Vec<DType> {
+        let mut types = Vec::new();
+        if let Source::Tensors(tensors) = &self.source {
+            for entry in tensors.values() {
+                if let Entry::Made(recipe) = entry
+                    && !types.contains(&recipe.dtype())
+                {
+                    types.push(recipe.dtype());
+                }
+            }
+        }
+        types.sort_by_key(|dtype| dtype.name());
+        types
+    }
+
+    /// The shape of the tensor of that name; nothing is converted for it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>, ModelError> {
+        match &self.source {
+            Source::Tensors(tensors) => match tensors.get(name) {
+                Some(Entry::Ready(tensor)) => Ok(tensor.shape.clone()),
+                Some(Entry::Made(recipe)) => Ok(recipe.shape().to_vec()),
+                None => Err(missing(name)),
+            },
+            Source::Dummy(dummy) => dummy.shape(name).ok_or_else(|| missing(name)),
+            Source::Stored(inner, _) => inner.shape(name),
+        }
+    }
+
     /// The tensor of that name, or an error that names it.
     ///
     /// # Errors
     /// There is none, or it cannot be converted.
     pub fn get(&self, name: &str) -> Result<Tensor, ModelError> {
-        let missing = || ModelError::Tensor {
-            name: name.to_owned(),
-            reason: "missing from the checkpoint".to_owned(),
-        };
         match &self.source {
-            Source::Tensors(tensors) => tensors.get(name).cloned().ok_or_else(missing),
-            Source::Dummy(dummy) => dummy.make(name).ok_or_else(missing),
+            Source::Tensors(tensors) => match tensors.get(name) {
+                Some(Entry::Ready(tensor)) => Ok(tensor.clone()),
+                Some(Entry::Made(recipe)) => recipe.make(name),
+                None => Err(missing(name)),
+            },
+            Source::Dummy(dummy) => dummy.make(name).ok_or_else(|| missing(name)),
             Source::Stored(inner, dtype) => {
                 let tensor = inner.get(name)?;
                 match stored_type(&tensor, *dtype) {
@@ -124,10 +268,31 @@ impl Weights {
     /// Bytes of all tensors as they are in the checkpoint.
     pub fn total_bytes(&self) -> usize {
         match &self.source {
-            Source::Tensors(tensors) => tensors.values().map(|t| t.bytes().len()).sum(),
+            Source::Tensors(tensors) => {
+                let bytes = |entry: &Entry| match entry {
+                    Entry::Ready(tensor) => tensor.bytes().len(),
+                    Entry::Made(recipe) => recipe.bytes(),
+                };
+                tensors.values().map(bytes).sum()
+            }
             Source::Dummy(dummy) => dummy.total_bytes(),
             Source::Stored(inner, _) => inner.total_bytes(),
         }
+    }
+}
+
+/// The error of a tensor that is not there.
+pub(crate) fn missing(name: &str) -> ModelError {
+    ModelError::Tensor {
+        name: name.to_owned(),
+        reason: "missing from the checkpoint".to_owned(),
+    }
+}
+
+fn misshapen(name: &str, shape: &[usize], rows: usize) -> ModelError {
+    ModelError::Tensor {
+        name: name.to_owned(),
+        reason: format!("its shape is {shape:?} but the configuration needs {rows} rows"),
     }
 }
 

@@ -187,7 +187,7 @@ fn open_gguf(bytes: &[u8]) -> Result<Checkpoint, String> {
 
 fn open_safetensors(bytes: &[u8]) -> Result<powerband_model::Weights, String> {
     open("model.safetensors", bytes, |path| {
-        load_weights(path.parent().unwrap())
+        load_weights(path.parent().unwrap(), None)
     })
 }
 

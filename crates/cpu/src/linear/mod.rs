@@ -82,6 +82,11 @@ impl Linear {
         self.parts.iter().any(|part| part.format.is_quantised())
     }
 
+    /// The names of its formats.
+    pub fn formats(&self) -> impl Iterator<Item = &'static str> {
+        self.parts.iter().map(|part| part.format.name())
+    }
+
     /// Bytes in memory.
     pub fn memory(&self) -> usize {
         self.parts.iter().map(Packed::memory).sum()

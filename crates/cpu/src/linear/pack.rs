@@ -8,6 +8,7 @@
 use powerband_engine::EngineError;
 use powerband_model::{DType, Tensor};
 
+use super::kernels::NF4_SCALE;
 use crate::buffer::Buffer;
 use crate::threads::Pool;
 
@@ -23,6 +24,8 @@ pub enum Format {
     Q4Min,
     /// 8 bits, `d q`.
     Q8,
+    /// 4 bits, places in the table of normal floats; blocks of 64.
+    Nf4,
     /// Half precision.
     F16,
     /// bfloat16.
@@ -34,7 +37,28 @@ pub enum Format {
 impl Format {
     /// Does it take quantised activations?
     pub fn is_quantised(self) -> bool {
-        matches!(self, Format::Q4 | Format::Q4Min | Format::Q8)
+        matches!(self, Format::Q4 | Format::Q4Min | Format::Q8 | Format::Nf4)
+    }
+
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Q4 => "Q4_0",
+            Format::Q4Min => "Q4_1",
+            Format::Q8 => "Q8_0",
+            Format::Nf4 => "NF4",
+            Format::F16 => "F16",
+            Format::BF16 => "BF16",
+            Format::F32 => "F32",
+        }
+    }
+
+    /// Blocks of 32 activations that a block of weights meets.
+    pub fn activation_blocks(self) -> usize {
+        match self {
+            Format::Nf4 => 2,
+            _ => 1,
+        }
     }
 
     /// Bytes of a tile of `length` blocks (quantised) or columns.
@@ -44,6 +68,7 @@ impl Format {
                 Format::Q4 => 288,
                 Format::Q4Min => 320,
                 Format::Q8 => 544,
+                Format::Nf4 => 576,
                 Format::F16 | Format::BF16 => 2 * TILE,
                 Format::F32 => 4 * TILE,
             }
@@ -83,6 +108,7 @@ impl Packed {
             DType::Q4_0 => Format::Q4,
             DType::Q4_1 => Format::Q4Min,
             DType::Q8_0 => Format::Q8,
+            DType::NF4 => Format::Nf4,
             other => {
                 tracing::debug!("{}: {} is computed as Q8_0", tensor.name, other.name());
                 let converted = tensor
@@ -153,6 +179,18 @@ fn pack_row(format: Format, length: usize, row: &[u8], lane: usize, out: &mut [u
         Format::Q8 => (34, 32, false),
         Format::F16 | Format::BF16 => return spread::<2>(row, lane, 0, out),
         Format::F32 => return spread::<4>(row, lane, 0, out),
+        Format::Nf4 => {
+            let (code_area, scale_area) = out.split_at_mut(length * 32 * TILE);
+            for (b, block) in row.chunks_exact(36).enumerate() {
+                let to = &mut code_area[b * 32 * TILE..][..32 * TILE];
+                spread::<4>(&block[4..], lane, 0, to);
+                // The kernel's codes are levels times `NF4_SCALE`.
+                let most = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+                let at = (b * TILE + lane) * 4;
+                scale_area[at..at + 4].copy_from_slice(&(most / NF4_SCALE).to_le_bytes());
+            }
+            return;
+        }
     };
     // A signed byte with its top bit flipped is the byte plus 128.
     let flip = if format == Format::Q8 { 0x80 } else { 0 };

@@ -59,7 +59,8 @@ fn apply(isa: Isa, threads: usize, linear: &Linear, x: &[Vec<f32>], width: usize
     (0..x.len()).map(|row| out.row(row).to_vec()).collect()
 }
 
-const FORMATS: [DType; 7] = [
+const FORMATS: [DType; 8] = [
+    DType::NF4,
     DType::Q4_0,
     DType::Q4_1,
     DType::Q8_0,
@@ -72,7 +73,7 @@ const FORMATS: [DType; 7] = [
 #[test]
 fn every_format_and_instruction_set_multiplies() {
     for (seed, dtype) in FORMATS.into_iter().enumerate() {
-        let (rows, cols) = (40, 96);
+        let (rows, cols) = (40, 128);
         let weights = tensor(dtype, rows, cols, seed as u32);
         let dense = weights.to_f32();
         let mut pool = Pool::new(2).unwrap();

@@ -196,6 +196,11 @@ impl Simd for Avx2 {
         };
         fn isplat(self, x: i32) -> I = [_mm256_set1_epi32(x); 2];
         fn to_f32(self, a: I) -> F = [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])];
+        fn lookup(self, table: &[u8; 16], places: I) -> I = {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            let table = _mm256_broadcastsi128_si256(table);
+            [_mm256_shuffle_epi8(table, places[0]), _mm256_shuffle_epi8(table, places[1])]
+        };
         fn low(self, b: I) -> I = {
             let mask = _mm256_set1_epi8(15);
             [_mm256_and_si256(b[0], mask), _mm256_and_si256(b[1], mask)]

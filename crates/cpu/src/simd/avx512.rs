@@ -100,6 +100,10 @@ impl Simd for Avx512 {
         fn low(self, b: __m512i) -> __m512i = _mm512_and_si512(b, _mm512_set1_epi8(15));
         fn high(self, b: __m512i) -> __m512i =
             _mm512_and_si512(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(15));
+        fn lookup(self, table: &[u8; 16], places: __m512i) -> __m512i = {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), places)
+        };
         fn begin8(self, minus: i32) -> __m512i = _mm512_slli_epi32::<7>(_mm512_set1_epi32(minus));
     }
 

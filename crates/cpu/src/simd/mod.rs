@@ -88,6 +88,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn low(self, b: Self::B) -> Self::B;
     /// The high nibble of each byte.
     fn high(self, b: Self::B) -> Self::B;
+    /// The entry of `table` that each byte of `places` (each below 16) names.
+    fn lookup(self, table: &[u8; 16], places: Self::B) -> Self::B;
     /// Adds to lane `i` the dot product of bytes `4 i..4 i + 4` of `w` (each below 128) and the
     /// four signed bytes at `a`.
     unsafe fn dot7(self, acc: Self::I, w: Self::B, a: *const i8) -> Self::I;

@@ -165,6 +165,10 @@ impl Simd for Portable {
         b.map(|x| x >> 4)
     }
     #[inline(always)]
+    fn lookup(self, table: &[u8; 16], places: [u8; 64]) -> [u8; 64] {
+        places.map(|place| table[usize::from(place & 15)])
+    }
+    #[inline(always)]
     unsafe fn dot7(self, acc: [i32; 16], w: [u8; 64], a: *const i8) -> [i32; 16] {
         // SAFETY: the trait's contract.
         let a = unsafe { a.cast::<[i8; 4]>().read_unaligned() }.map(i32::from);

@@ -147,7 +147,11 @@ impl<'a> Reference<'a> {
         }
     }
 
-    fn rotate(&self, head: &mut [f32], position: usize, sliding: bool) {
+    fn rotate(&self, head: &mut [f32], position: usize, layer: usize) {
+        if !self.spec.rotates(layer) {
+            return;
+        }
+        let sliding = self.spec.is_sliding(layer);
         let rope = &self.spec.rope;
         for pair in 0..rope.rotary_dim / 2 {
             let (i, j) = match rope.style {
@@ -177,7 +181,7 @@ impl<'a> Reference<'a> {
                         let normed = self.norm(&format!("{prefix}{part}_norm.weight"), head);
                         head.copy_from_slice(&normed);
                     }
-                    self.rotate(head, position, spec.is_sliding(layer));
+                    self.rotate(head, position, layer);
                 }
             }
             y
@@ -315,4 +319,19 @@ pub fn real_model() -> Option<PathBuf> {
     }
     println!("skipped: no model at {}", path.display());
     None
+}
+
+/// The largest difference, as a share of the wanted values' standard deviation.
+pub fn distance(got: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(got.len(), wanted.len());
+    let n = wanted.len() as f32;
+    let mean = wanted.iter().sum::<f32>() / n;
+    let spread = (wanted.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
+    let worst = got
+        .iter()
+        .zip(wanted)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(got.iter().all(|x| x.is_finite()));
+    worst / spread
 }

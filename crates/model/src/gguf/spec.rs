@@ -171,6 +171,7 @@ impl Keys<'_> {
                 (None, true) => Some(1e4),
                 (None, false) => None,
             },
+            unrotated_pattern: 0,
             tie_embeddings: !weights.contains("lm_head.weight"),
             qkv_bias: weights.contains("model.layers.0.self_attn.q_proj.bias"),
             qk_norm: weights.contains("model.layers.0.self_attn.q_norm.weight"),

@@ -119,7 +119,10 @@ enum Family {
     Mistral,
     Qwen2,
     Qwen3,
+    Gemma2,
     Gemma3,
+    Phi3,
+    SmolLm3,
 }
 
 /// One id or a list of them.
@@ -206,10 +209,13 @@ impl<'a> Config<'a> {
             (Some("MistralForCausalLM"), _) | (None, Some("mistral")) => Family::Mistral,
             (Some("Qwen2ForCausalLM"), _) | (None, Some("qwen2")) => Family::Qwen2,
             (Some("Qwen3ForCausalLM"), _) | (None, Some("qwen3")) => Family::Qwen3,
+            (Some("Gemma2ForCausalLM"), _) | (None, Some("gemma2")) => Family::Gemma2,
+            (Some("Phi3ForCausalLM"), _) | (None, Some("phi3")) => Family::Phi3,
+            (Some("SmolLM3ForCausalLM"), _) | (None, Some("smollm3")) => Family::SmolLm3,
             (Some("Gemma3ForCausalLM"), _) | (None, Some("gemma3_text")) => Family::Gemma3,
             (Some(other), _) | (None, Some(other)) => {
                 return Err(self.unsupported(format!(
-                    "architecture {other}; this build reads the Llama, Mistral, Qwen2, Qwen3 and Gemma 3 families"
+                    "architecture {other}; this build reads the Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3, Phi-3 and SmolLM3 families"
                 )));
             }
             (None, None) => return Err(self.wrong("architectures", "the name of an architecture")),
@@ -218,16 +224,12 @@ impl<'a> Config<'a> {
 
     fn spec(&self) -> Result<ModelSpec, ModelError> {
         let family = self.family()?;
-        let gemma = family == Family::Gemma3;
-        if let Some(method) = self.get("quantization_config") {
-            return Err(self.unsupported(format!(
-                "weights quantised as {}; use the unquantised model or a GGUF file",
-                method["quant_method"]
-            )));
-        }
+        let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
+        // How the weights are stored is read by `quantized::Method`.
+        self.get("quantization_config");
         let hidden_size = self.required("hidden_size")?;
         let num_heads = self.required("num_attention_heads")?;
-        let default_head = if matches!(family, Family::Gemma3) {
+        let default_head = if gemma {
             Some(256)
         } else {
             hidden_size.checked_div(num_heads)
@@ -239,7 +241,10 @@ impl<'a> Config<'a> {
                 Family::Mistral => "mistral",
                 Family::Qwen2 => "qwen2",
                 Family::Qwen3 => "qwen3",
+                Family::Gemma2 => "gemma2",
                 Family::Gemma3 => "gemma3",
+                Family::Phi3 => "phi3",
+                Family::SmolLm3 => "smollm3",
             }
             .to_owned(),
             vocab_size: self.required("vocab_size")?,
@@ -265,11 +270,42 @@ impl<'a> Config<'a> {
             spec.embedding_scale = (hidden_size as f32).sqrt();
             let scalar = self.float("query_pre_attn_scalar")?.unwrap_or(256.0);
             spec.attention_scale = scalar.sqrt().recip();
-            spec.local_rope_theta = spec.local_rope_theta.or(Some(1e4));
+        }
+        match family {
+            Family::Gemma3 => spec.local_rope_theta = spec.local_rope_theta.or(Some(1e4)),
+            Family::SmolLm3 => spec.unrotated_pattern = self.unrotated(spec.num_layers)?,
+            Family::Phi3 if spec.rope.scaling == RopeScaling::None => {
+                // Says at which length the long factors of other models begin.
+                self.get("original_max_position_embeddings");
+            }
+            _ => {}
         }
         self.sliding(family, &mut spec)?;
         self.refuse_switches()?;
         Ok(spec)
+    }
+
+    /// Every how many layers one does not rotate; 0: all do.
+    fn unrotated(&self, layers: usize) -> Result<usize, ModelError> {
+        let interval = self.unsigned("no_rope_layer_interval")?.unwrap_or(4);
+        let Some(listed) = self.get("no_rope_layers").and_then(Value::as_array) else {
+            return Ok(interval);
+        };
+        let rotates: Vec<bool> = listed.iter().map(|v| v.as_u64() != Some(0)).collect();
+        let regular = |n: usize| {
+            let expected = |i: usize| n == 0 || !(i + 1).is_multiple_of(n);
+            rotates
+                .iter()
+                .enumerate()
+                .take(layers)
+                .all(|(i, rotates)| *rotates == expected(i))
+        };
+        let first = rotates.iter().position(|rotates| !rotates);
+        let pattern = first.map_or(0, |first| first + 1);
+        if rotates.len() < layers || !regular(pattern) {
+            return Err(self.unsupported("an irregular list of no_rope_layers"));
+        }
+        Ok(pattern)
     }
 
     fn activation(&self) -> Result<Activation, ModelError> {
@@ -295,9 +331,7 @@ impl<'a> Config<'a> {
         };
         spec.rope.theta = self.float("rope_theta")?.unwrap_or(default);
         spec.local_rope_theta = self.float("rope_local_base_freq")?;
-        if let Some(part) = self.float("partial_rotary_factor")?.filter(|p| *p != 1.0) {
-            return Err(self.unsupported(format!("partial_rotary_factor {part}")));
-        }
+        self.rotates_whole_heads()?;
         let mut parameters = self.get("rope_scaling");
         if let Some(newer) = self.get("rope_parameters") {
             parameters = Some(
@@ -322,6 +356,7 @@ impl<'a> Config<'a> {
             path: self.path,
             used: RefCell::default(),
         };
+        inner.rotates_whole_heads()?;
         if let Some(theta) = inner.float("rope_theta")? {
             spec.rope.theta = theta;
         }
@@ -354,17 +389,30 @@ impl<'a> Config<'a> {
         inner.refuse_unused()
     }
 
+    fn rotates_whole_heads(&self) -> Result<(), ModelError> {
+        match self.float("partial_rotary_factor")? {
+            None | Some(1.0) => Ok(()),
+            Some(part) => Err(self.unsupported(format!("partial_rotary_factor {part}"))),
+        }
+    }
+
     /// Which layers see only a window.
     fn sliding(&self, family: Family, spec: &mut ModelSpec) -> Result<(), ModelError> {
         let window = self.unsigned("sliding_window")?;
         let used = match family {
-            Family::Mistral => true,
+            Family::Mistral | Family::Phi3 => true,
+            Family::Gemma2 => {
+                spec.sliding_pattern = 2;
+                true
+            }
             Family::Gemma3 => {
                 spec.sliding_pattern = self.unsigned("sliding_window_pattern")?.unwrap_or(6);
                 self.unsigned("_sliding_window_pattern")?;
                 true
             }
-            Family::Qwen2 | Family::Qwen3 => self.flag("use_sliding_window")?.unwrap_or(false),
+            Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => {
+                self.flag("use_sliding_window")?.unwrap_or(false)
+            }
             Family::Llama => false,
         };
         spec.sliding_window = window.filter(|_| used);
@@ -379,17 +427,19 @@ impl<'a> Config<'a> {
         let Some(Value::Array(kinds)) = self.get("layer_types") else {
             return Ok(());
         };
-        for (layer, kind) in kinds.iter().enumerate().take(spec.num_layers) {
-            let expected = if spec.is_sliding(layer) {
-                "sliding_attention"
-            } else {
-                "full_attention"
-            };
-            if kind.as_str() != Some(expected) {
-                return Err(self.unsupported(format!(
-                    "layer_types: layer {layer} is {kind}, not {expected}"
-                )));
-            }
+        // The list is what counts; it must repeat after its first layer that sees everything.
+        let full: Vec<bool> = kinds.iter().map(|kind| kind == "full_attention").collect();
+        let known = |kind: &Value| kind == "full_attention" || kind == "sliding_attention";
+        if spec.sliding_window.is_some() {
+            spec.sliding_pattern = full.iter().position(|full| *full).map_or(0, |i| i + 1);
+        }
+        let regular = (0..spec.num_layers).all(|i| full.get(i) == Some(&!spec.is_sliding(i)));
+        if !regular || !kinds.iter().all(known) {
+            return Err(self.unsupported(format!(
+                "layer_types: {} with a sliding window of {:?} is no pattern that is built",
+                Value::Array(kinds.clone()),
+                spec.sliding_window
+            )));
         }
         Ok(())
     }

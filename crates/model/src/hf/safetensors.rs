@@ -1,10 +1,16 @@
 //! Weights in safetensors files: one file, or shards with an index.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use half::{bf16, f16};
+use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+use super::quantized::{self, Method};
+use crate::weights::Entry;
 use crate::{DType, ModelError, Tensor, Weights};
 
 /// Names of the single file and of the index of shards, as the hub has them.
@@ -13,16 +19,94 @@ const INDEX: &str = "model.safetensors.index.json";
 /// An index lists a few hundred tensors.
 const MAX_INDEX: u64 = 64 << 20;
 
-/// The weights of a folder, memory-mapped.
+/// A tensor as it stands in a file, of any type.
+#[derive(Debug)]
+pub(super) struct Raw {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    path: Arc<Path>,
+    map: Arc<Mmap>,
+    /// Inside the map, and as long as type and shape say.
+    range: Range<usize>,
+}
+
+impl Raw {
+    pub fn bytes(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+
+    /// Elements; the size was checked, so this does not overflow.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Element `i` of a tensor of f32, f16 or bf16.
+    pub fn float(&self, i: usize) -> f32 {
+        let bytes = self.bytes();
+        match self.dtype {
+            Dtype::F16 => f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32(),
+            Dtype::BF16 => bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32(),
+            _ => {
+                let b = &bytes[4 * i..4 * i + 4];
+                f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+            }
+        }
+    }
+
+    /// All elements of a tensor of f32, f16 or bf16.
+    pub fn floats(&self) -> Vec<f32> {
+        (0..self.elements()).map(|i| self.float(i)).collect()
+    }
+
+    /// All elements of a tensor of 32-bit integers.
+    pub fn words(&self) -> Vec<u32> {
+        let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        self.bytes().chunks_exact(4).map(word).collect()
+    }
+
+    /// An error that names this tensor and its file.
+    pub fn wrong(&self, reason: String) -> ModelError {
+        ModelError::format(&self.path, format!("tensor {}: {reason}", self.name))
+    }
+
+    /// As a weight.
+    pub fn tensor(self) -> Result<Tensor, ModelError> {
+        let dtype = match self.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                return Err(ModelError::Unsupported(format!(
+                    "{}: tensor {} is stored as {other:?}, which belongs to no weight; f32, f16 and bf16 are read, and what config.json's quantization_config declares",
+                    self.path.display(),
+                    self.name
+                )));
+            }
+        };
+        Tensor::mapped(self.name, dtype, self.shape, self.map, self.range.start)
+            .map_err(|e| ModelError::format(&self.path, e.to_string()))
+    }
+}
+
+/// The weights of a folder, memory-mapped; those of a quantised checkpoint are converted when they
+/// are asked for.
 ///
 /// # Errors
-/// No safetensors file, one that breaks the format, or a type other than f32, f16 and bf16.
-pub fn load_weights(folder: &Path) -> Result<Weights, ModelError> {
-    let mut tensors = Vec::new();
+/// No safetensors file, one that breaks the format, or tensors that do not fit the method.
+pub fn load_weights(folder: &Path, method: Option<&Method>) -> Result<Weights, ModelError> {
+    let mut raw = Vec::new();
     for file in files(folder)? {
-        read_file(&file, &mut tensors)?;
+        read_file(&file, &mut raw)?;
     }
-    Weights::distinct(tensors)
+    match method {
+        Some(method) => Weights::from_entries(quantized::entries(method, raw)?),
+        None => {
+            let ready = |raw: Raw| Ok((raw.name.clone(), Entry::Ready(raw.tensor()?)));
+            let entries: Result<Vec<_>, ModelError> = raw.into_iter().map(ready).collect();
+            Weights::from_entries(entries?)
+        }
+    }
 }
 
 /// The safetensors files of a folder.
@@ -59,22 +143,11 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     Ok(names.into_iter().map(|n| folder.join(n)).collect())
 }
 
-fn read_file(path: &Path, tensors: &mut Vec<Tensor>) -> Result<(), ModelError> {
+fn read_file(path: &Path, tensors: &mut Vec<Raw>) -> Result<(), ModelError> {
     let map = crate::files::map(path)?;
     let (header, metadata) = SafeTensors::read_metadata(&map)
         .map_err(|e| ModelError::format(path, format!("no valid safetensors header: {e}")))?;
     for (name, info) in metadata.tensors() {
-        let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(ModelError::Unsupported(format!(
-                    "{}: tensor {name} is stored as {other:?}; f32, f16 and bf16 are read",
-                    path.display()
-                )));
-            }
-        };
         // The offsets count from the end of the header: 8 bytes of length, then the header.
         let start = info
             .data_offsets
@@ -84,15 +157,36 @@ fn read_file(path: &Path, tensors: &mut Vec<Tensor>) -> Result<(), ModelError> {
             .ok_or_else(|| {
                 ModelError::format(path, format!("tensor {name}: its offset overflows"))
             })?;
-        let tensor = Tensor::mapped(name.clone(), dtype, info.shape.clone(), map.clone(), start)
-            .map_err(|e| ModelError::format(path, e.to_string()))?;
-        if Some(tensor.bytes().len()) != info.data_offsets.1.checked_sub(info.data_offsets.0) {
-            return Err(ModelError::format(
+        let bytes = info
+            .data_offsets
+            .1
+            .checked_sub(info.data_offsets.0)
+            .filter(|bytes| byte_len(info.dtype, &info.shape) == Some(*bytes))
+            .ok_or_else(|| {
+                ModelError::format(path, format!("tensor {name}: shape and size disagree"))
+            })?;
+        let end = start.checked_add(bytes).filter(|end| *end <= map.len());
+        let end = end.ok_or_else(|| {
+            ModelError::format(
                 path,
-                format!("tensor {name}: shape and size disagree"),
-            ));
-        }
-        tensors.push(tensor);
+                format!("cut off: tensor {name} reaches beyond the end"),
+            )
+        })?;
+        tensors.push(Raw {
+            name: name.clone(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            path: path.into(),
+            map: map.clone(),
+            range: start..end,
+        });
     }
     Ok(())
+}
+
+/// Bytes of a tensor; `None` if that overflows or is no whole number.
+fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    let bits = elements.checked_mul(dtype.bitsize())?;
+    bits.is_multiple_of(8).then_some(bits / 8)
 }

@@ -1,0 +1,103 @@
+//! Tiny random checkpoints against what Hugging Face transformers computes with them; see
+//! `crates/model/tests/fixtures/make.py`.
+
+#![allow(clippy::unwrap_used)] // a test
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use powerband_cpu::simd::Isa;
+use powerband_cpu::{Chunk, CpuOptions, Runner};
+use powerband_engine::KvCacheDtype;
+use powerband_model::Checkpoint;
+use serde_json::Value;
+use support::distance;
+
+fn folders(kind: &str) -> Vec<PathBuf> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    let entries = std::fs::read_dir(fixtures.join(kind)).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+fn numbers<T>(value: &Value, number: impl Fn(&Value) -> T) -> Vec<T> {
+    value.as_array().unwrap().iter().map(number).collect()
+}
+
+/// The tokens of the fixture's prompt and the logits after each, or after the last.
+fn expected(folder: &Path) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let prompt = numbers(&json["prompt"], |token| token.as_u64().unwrap() as u32);
+    let row = |row: &Value| numbers(row, |x| x.as_f64().unwrap() as f32);
+    (prompt, numbers(&json["logits"], row))
+}
+
+fn runner(folder: &Path, isa: Isa) -> Runner {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let options = CpuOptions {
+        threads: Some(2),
+        kv_dtype: KvCacheDtype::F32,
+        max_model_len: 64,
+        isa: Some(isa),
+        ..CpuOptions::default()
+    };
+    Runner::new(&checkpoint.spec, &checkpoint.weights, options).unwrap()
+}
+
+#[test]
+fn families_compute_what_transformers_does() {
+    let folders = folders("families");
+    assert_eq!(folders.len(), 8);
+    for folder in folders {
+        let (prompt, wanted) = expected(&folder);
+        assert_eq!(prompt.len(), wanted.len());
+        for isa in Isa::all() {
+            let mut runner = runner(&folder, isa);
+            for (at, wanted) in wanted.iter().enumerate() {
+                let chunk = Chunk {
+                    tokens: &prompt[at..=at],
+                    start: at,
+                    blocks: &[2, 0, 1, 3],
+                    logits: true,
+                };
+                runner.forward(&[chunk]).unwrap();
+                let error = distance(runner.logits(0), wanted);
+                assert!(
+                    error < 1e-3,
+                    "{} {}: off by {error} after {at}",
+                    folder.display(),
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_checkpoints_compute_what_their_weights_say() {
+    let folders = folders("quantised");
+    assert_eq!(folders.len(), 14);
+    for folder in folders {
+        let (prompt, wanted) = expected(&folder);
+        for isa in Isa::all() {
+            let mut runner = runner(&folder, isa);
+            let chunk = Chunk {
+                tokens: &prompt,
+                start: 0,
+                blocks: &[2, 0, 1, 3],
+                logits: true,
+            };
+            runner.forward(&[chunk]).unwrap();
+            let error = distance(runner.logits(0), &wanted[0]);
+            // Activations are bytes beside quantised weights, and so are the levels of NF4.
+            let limit = match runner.weight_formats()[..] {
+                ["BF16"] => 2e-2,
+                [_, "NF4"] => 0.12,
+                _ => 0.08,
+            };
+            let name = folder.display();
+            assert!(error < limit, "{name} {}: off by {error}", isa.name());
+        }
+    }
+}
