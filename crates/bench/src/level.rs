@@ -186,7 +186,7 @@ pub(crate) async fn run_plan(
         None => None,
     };
     let gathered = recording.finish().await?;
-    let start_s = seconds(gathered.first_sent_ns());
+    let start_s = seconds(gathered.start_ns(plan.strategy.open_loop()));
     let mut level = result(prepared, plan, &shared, started, &reports, gathered);
     if let Some(seen) = seen {
         seen.store(&mut level, start_s + ahead_s);

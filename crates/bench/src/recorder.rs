@@ -120,6 +120,7 @@ mod tests {
     fn record(i: u64) -> RequestRecord {
         RequestRecord {
             id: format!("{i}"),
+            intended_ns: 500 + i,
             sent_ns: 1_000 + i,
             end_ns: 2_000 + i,
             gaps_us: vec![5; 100],
@@ -141,11 +142,13 @@ mod tests {
             .collect();
         let gathered = recording.finish().await.unwrap();
         threads.into_iter().for_each(|t| t.join().unwrap());
-        assert_eq!(gathered.first_sent_ns(), 1_000);
+        assert_eq!(gathered.start_ns(false), 1_000);
+        assert_eq!(gathered.start_ns(true), 500);
         let requests = gathered.finish(1_000);
         assert_eq!((requests.len(), requests.last_end_ns()), (15_000, 15_999));
         for (i, read) in requests.iter().enumerate() {
             let mut expected = record(i as u64);
+            expected.intended_ns = (500 + i as u64).saturating_sub(1_000);
             (expected.sent_ns, expected.end_ns) = (i as u64, 1_000 + i as u64);
             assert_eq!(*read, expected);
         }

@@ -65,6 +65,7 @@ pub(crate) struct Gathering {
     records: Sorter<RequestRecord>,
     scratch: Scratch,
     totals: Totals,
+    first_due_ns: u64,
     first_sent_ns: u64,
     last_end_ns: u64,
 }
@@ -79,6 +80,7 @@ impl Gathering {
             records: Sorter::new(scratch.clone(), budget),
             scratch,
             totals: Totals::default(),
+            first_due_ns: u64::MAX,
             first_sent_ns: u64::MAX,
             last_end_ns: 0,
         }
@@ -86,6 +88,7 @@ impl Gathering {
 
     fn note(&mut self, record: &RequestRecord) {
         self.totals.add(&record.outcome);
+        self.first_due_ns = self.first_due_ns.min(record.intended_ns);
         self.first_sent_ns = self.first_sent_ns.min(record.sent_ns);
         self.last_end_ns = self.last_end_ns.max(record.end_ns);
     }
@@ -105,12 +108,14 @@ impl Gathering {
         self.records.push_anyway(record);
     }
 
-    /// When the first request was sent, ns; 0 if there is none.
-    pub fn first_sent_ns(&self) -> u64 {
-        if self.totals.total() == 0 {
-            0
-        } else {
-            self.first_sent_ns
+    /// When the level began, ns: where it has a schedule, when its first request was due, or a client that came
+    /// late to that would lose its delay; else when the first was sent, and not with the start of its threads.
+    /// 0 if there is none.
+    pub fn start_ns(&self, open_loop: bool) -> u64 {
+        match (self.totals.total(), open_loop) {
+            (0, _) => 0,
+            (_, true) => self.first_due_ns.min(self.first_sent_ns),
+            (_, false) => self.first_sent_ns,
         }
     }
 

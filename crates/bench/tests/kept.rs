@@ -4,6 +4,7 @@
 mod support;
 
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use powerband_bench::*;
 use support::*;
@@ -45,6 +46,63 @@ async fn when_all_fail_the_run_ends_with_the_reason_and_keeps_the_file() {
         REQUESTS,
         "the second level was not begun"
     );
+}
+
+/// The test runs itself as the client that is killed.
+#[tokio::test]
+async fn a_killed_client_loses_no_finished_level() {
+    const TARGET: &str = "POWERBAND_TEST_TARGET";
+    const FOLDER: &str = "POWERBAND_TEST_FOLDER";
+    let config = |url: &str, folder: &std::path::Path| {
+        let mut config = BenchConfig::new(url, Profile::Concurrent(vec![3, 1]));
+        config.limits.max_requests = Some(REQUESTS);
+        config.data.output_tokens = 6;
+        config.output_dir = Some(folder.to_owned());
+        config.requests_jsonl = true;
+        config
+    };
+    if let (Ok(url), Ok(folder)) = (std::env::var(TARGET), std::env::var(FOLDER)) {
+        let config = config(&url, folder.as_ref());
+        run(&config, |_| {}, &Cancel::default()).await.unwrap();
+        return;
+    }
+    let mock = mock(Settings {
+        ttft: Duration::from_millis(50),
+        ..Settings::default()
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut client = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_killed_client_loses_no_finished_level"])
+        .env(TARGET, mock.url())
+        .env(FOLDER, dir.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // In the middle of the second level.
+    while (mock.seen.requests.load(SeqCst) as u64) < REQUESTS + 3 {
+        assert!(client.try_wait().unwrap().is_none(), "the client has ended");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let mut files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    files.sort_by_key(|f| f.as_ref().unwrap().file_name());
+    let names = files.iter().map(|f| f.as_ref().unwrap().file_name());
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        ["throughput-3.json", "throughput-3.jsonl"]
+    );
+    let kept = guidellm::read(&dir.path().join("throughput-3.json")).unwrap();
+    assert_eq!(kept[0].requests.totals().successful as u64, REQUESTS);
+    let mut config = config(&mock.url(), dir.path());
+    config.resume = true;
+    // What was in flight may still be on its way to the mock's count.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let sent = mock.seen.requests.load(SeqCst);
+    let levels = run(&config, |_| {}, &Cancel::default()).await.unwrap();
+    assert_eq!(levels.len(), 2);
+    assert_eq!((mock.seen.requests.load(SeqCst) - sent) as u64, REQUESTS);
 }
 
 /// `/dev/full` takes the place of the file that is to become the second level's result.

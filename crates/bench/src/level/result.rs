@@ -23,8 +23,7 @@ pub(super) fn result(
     gathered: Gathering,
 ) -> LevelResult {
     let config = &prepared.config;
-    // The level begins with its first send, not with the start of its threads.
-    let start_ns = gathered.first_sent_ns();
+    let start_ns = gathered.start_ns(plan.strategy.open_loop());
     let requests = gathered.finish(start_ns);
     let started_unix = started
         .duration_since(UNIX_EPOCH)
