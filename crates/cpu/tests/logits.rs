@@ -153,7 +153,7 @@ fn weight_formats() {
         (DType::Q4_0, 0.08),
         (DType::Q4_1, 0.08),
         // So are the levels.
-        (DType::NF4, 0.12),
+        (DType::NF4, 0.2),
     ] {
         for isa in Isa::all() {
             let mut spec = tiny();
