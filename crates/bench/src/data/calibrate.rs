@@ -86,16 +86,16 @@ pub(crate) async fn prompts(
             return Ok((Prompts::Words(words), seed));
         }
     };
-    if want < opening {
-        warnings.push(format!(
-            "prompts have {opening} tokens, not {want}: what stands around the text (a BOS, a chat template) needs as many"
-        ));
-    }
     let good = single_token_words(probe, &counter, opening).await;
     if good.len() < ENOUGH_WORDS {
         let alone = trace.is_none() && data.turns == 1 && data.prefix_buckets.is_empty();
         let prompts = fitted(probe, &counter, words, want, alone, warnings).await;
         return Ok((prompts, seed));
+    }
+    if want < opening {
+        warnings.push(format!(
+            "prompts have {opening} tokens, not {want}: what stands around the text (a BOS, a chat template) needs as many"
+        ));
     }
     words.list = good;
     words.overhead = opening;
