@@ -95,6 +95,11 @@ impl Connector {
         Ok(connector)
     }
 
+    /// The version of HTTP that was settled.
+    pub fn http_version(&self) -> &'static str {
+        if self.http2 { "2" } else { "1.1" }
+    }
+
     /// Do connections carry many requests at a time?
     pub fn shares(&self) -> bool {
         self.http2

@@ -352,9 +352,12 @@ pub struct LevelResult {
     pub model: String,
     /// Path of the endpoint (`/v1/completions`).
     pub endpoint: String,
+    /// Version of HTTP (`1.1`, `2`): over the latter, streams shared connections. Empty if unknown.
+    #[serde(default)]
+    pub http_version: String,
     /// Wall-clock time of the level's start, seconds since 1970.
     pub started_unix: f64,
-    /// Length of the level, first send to last byte, seconds.
+    /// Length of the level, from the first send (with a schedule: from when that was due) to the last byte, seconds.
     pub duration_s: f64,
     /// Prompt tokens asked for each request, where they were the same.
     pub requested_prompt_tokens: Option<u64>,
@@ -414,6 +417,7 @@ impl LevelResult {
             target: String::new(),
             model: String::new(),
             endpoint: String::new(),
+            http_version: String::new(),
             started_unix: 0.0,
             duration_s: 0.0,
             requested_prompt_tokens: None,

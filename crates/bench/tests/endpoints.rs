@@ -33,8 +33,7 @@ async fn level(
 
 /// A busy machine may warn of the client; of the counts nothing is to be said.
 fn assert_no_word_of_tokens(level: &LevelResult) {
-    let said = level
-        .warnings
+    let said = warnings(level)
         .iter()
         .any(|w| w.contains("token") || w.contains("usage"));
     assert!(!said, "{:?}", level.warnings);

@@ -52,6 +52,7 @@ fn level(strategy: Strategy) -> LevelResult {
         target: "http://127.0.0.1:8000".into(),
         model: "m".into(),
         endpoint: "/v1/completions".into(),
+        http_version: "1.1".into(),
         started_unix: 1_795_511_353.539_022,
         duration_s: 0.0,
         requested_prompt_tokens: Some(128),

@@ -80,6 +80,7 @@ async fn streams_share_a_connection_and_have_their_own_times() {
     let level = level(&config).await;
     all_good(&level, 64);
     assert_eq!((mock.connections(), level.client.connections), (1, 1));
+    assert_eq!(level.http_version, "2");
     assert_eq!(mock.seen.most_at_once.load(SeqCst), 16);
     let newest = mock.seen.newest.lock().unwrap().clone();
     assert_eq!(newest, (mock.address.to_string(), "red".to_owned()));
@@ -180,7 +181,8 @@ async fn over_tls_the_version_is_the_one_that_both_speak() {
         let levels = over_tls(server, offered, http).await.unwrap();
         all_good(&levels[0], 16);
         assert_eq!(
-            levels[0].client.connections, connections,
+            (levels[0].client.connections, &*levels[0].http_version),
+            (connections, if connections == 1 { "2" } else { "1.1" }),
             "{offered:?} {http:?}"
         );
     }

@@ -446,6 +446,7 @@ fn notes(a: &[Level], b: &[Level], levels: &[LevelChange]) -> Vec<String> {
     for (what, of) in [
         ("model", (|r| r.model.clone()) as fn(&LevelResult) -> String),
         ("endpoint", |r| r.endpoint.clone()),
+        ("version of HTTP", |r| r.http_version.clone()),
     ] {
         if let (Some(a), Some(b)) = (result(a, of), result(b, of))
             && a != b

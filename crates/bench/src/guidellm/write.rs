@@ -121,6 +121,7 @@ fn report(level: &LevelResult, sample_size: Option<usize>) -> Report<'_> {
         target: level.target.clone(),
         model: level.model.clone(),
         endpoint: level.endpoint.clone(),
+        http_version: level.http_version.clone(),
         stopped: level.stopped.clone(),
         warnings: level.warnings.clone(),
         fingerprint: level.fingerprint.clone(),
@@ -216,13 +217,17 @@ impl Spec {
             known => known,
         };
         let whole = level.stopped.is_none() && !level.requests.is_empty();
+        let mut backend = json!({
+            "kind": "openai_http",
+            "target": level.target,
+            "model": level.model,
+            "request_format": endpoint,
+        });
+        if !level.http_version.is_empty() {
+            backend["http2"] = json!(level.http_version == "2");
+        }
         Spec {
-            backend: json!({
-                "kind": "openai_http",
-                "target": level.target,
-                "model": level.model,
-                "request_format": endpoint,
-            }),
+            backend,
             profile,
             constraints: whole
                 .then(|| json!({"kind": "max_requests", "count": level.requests.len()}))

@@ -35,6 +35,7 @@ pub(super) fn result(
         target: prepared.target.clone(),
         model: prepared.model.clone(),
         endpoint: config.target.endpoint.path().to_owned(),
+        http_version: prepared.connector.http_version().to_owned(),
         started_unix: started_unix + start_ns as f64 / 1e9,
         duration_s: requests.last_end_ns() as f64 / 1e9,
         requested_prompt_tokens: prompt_tokens,
