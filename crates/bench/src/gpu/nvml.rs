@@ -32,6 +32,30 @@ struct Memory {
     used: u64,
 }
 
+/// The same without what the driver keeps for itself, which the first form counts as used; as `nvidia-smi` has it.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct MemoryV2 {
+    /// Which form is meant: its size and its number.
+    version: c_uint,
+    total: u64,
+    reserved: u64,
+    free: u64,
+    used: u64,
+}
+
+impl Default for MemoryV2 {
+    fn default() -> Self {
+        MemoryV2 {
+            version: size_of::<MemoryV2>() as c_uint | 2 << 24,
+            total: 0,
+            reserved: 0,
+            free: 0,
+            used: 0,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 struct Utilization {
@@ -48,6 +72,7 @@ struct Functions {
     handle: unsafe extern "C" fn(c_uint, *mut Handle) -> c_int,
     name: Option<unsafe extern "C" fn(Handle, *mut c_char, c_uint) -> c_int>,
     memory: Option<Get<Memory>>,
+    memory_v2: Option<Get<MemoryV2>>,
     utilization: Option<Get<Utilization>>,
     power_mw: Option<Get<c_uint>>,
     power_limit_mw: Option<Get<c_uint>>,
@@ -107,6 +132,7 @@ fn functions(library: &libloading::Library) -> Option<Functions> {
             handle: symbol(library, "nvmlDeviceGetHandleByIndex_v2")?,
             name: symbol(library, "nvmlDeviceGetName"),
             memory: symbol(library, "nvmlDeviceGetMemoryInfo"),
+            memory_v2: symbol(library, "nvmlDeviceGetMemoryInfo_v2"),
             utilization: symbol(library, "nvmlDeviceGetUtilizationRates"),
             power_mw: symbol(library, "nvmlDeviceGetPowerUsage"),
             power_limit_mw: symbol(library, "nvmlDeviceGetEnforcedPowerLimit"),
@@ -191,6 +217,14 @@ impl Nvml {
         (unsafe { function(handle, part, &mut value) } == OK).then_some(f64::from(value))
     }
 
+    /// All of a device's memory and what is in use, bytes.
+    fn memory(&self, place: usize) -> Option<(u64, u64)> {
+        let new = self.get(place, self.functions.memory_v2);
+        let old = || self.get(place, self.functions.memory);
+        new.map(|m| (m.total, m.used))
+            .or_else(|| old().map(|m| (m.total, m.used)))
+    }
+
     fn handle(&self, place: usize) -> Option<Handle> {
         self.handles.get(place).copied().filter(|h| !h.is_null())
     }
@@ -221,7 +255,7 @@ impl Source for Nvml {
         let device = |place: usize| Device {
             index: place as u32,
             name: self.name(place).unwrap_or_default(),
-            memory_total_bytes: self.get(place, f.memory).map(|m| m.total),
+            memory_total_bytes: self.memory(place).map(|(total, _)| total),
             power_limit_w: self.get(place, f.power_limit_mw).map(watts),
             sm_clock_limit_mhz: self.get_of(place, f.max_clock_mhz, CLOCK_SM),
         };
@@ -231,7 +265,7 @@ impl Source for Nvml {
     fn read(&mut self, place: usize) -> Reading {
         let f = self.functions;
         Reading {
-            memory_used_bytes: self.get(place, f.memory).map(|m| m.used),
+            memory_used_bytes: self.memory(place).map(|(_, used)| used),
             utilization: self
                 .get(place, f.utilization)
                 .map(|u| f64::from(u.gpu.min(100)) / 100.0),
@@ -285,6 +319,18 @@ mod tests {
             unsafe { *memory = Memory { total, free, used } };
             OK
         }
+        pub unsafe extern "C" fn memory_v2(_: Handle, memory: *mut MemoryV2) -> c_int {
+            // SAFETY: as above.
+            unsafe {
+                // NVML's header: the size of the struct, 40 bytes, and its number.
+                if (*memory).version != 0x0200_0028 {
+                    return 25;
+                }
+                (*memory).total = 80;
+                (*memory).used = 25;
+            }
+            OK
+        }
         pub unsafe extern "C" fn utilization(_: Handle, u: *mut Utilization) -> c_int {
             // SAFETY: as above.
             unsafe {
@@ -323,6 +369,7 @@ mod tests {
             handle: fake::handle,
             name: Some(fake::name),
             memory: Some(fake::memory),
+            memory_v2: None,
             utilization: Some(fake::utilization),
             power_mw: Some(fake::power),
             power_limit_mw: None,
@@ -361,6 +408,16 @@ mod tests {
         );
         assert_eq!(nvml.read(1), Reading::default());
         assert_eq!(nvml.read(7), Reading::default());
+    }
+
+    #[test]
+    fn memory_is_counted_as_nvidia_smi_does_where_the_driver_can() {
+        let functions = Functions {
+            memory_v2: Some(fake::memory_v2),
+            ..functions()
+        };
+        let nvml = Nvml::begin(functions, None).unwrap();
+        assert_eq!(nvml.memory(0), Some((80, 25)));
     }
 
     #[test]
