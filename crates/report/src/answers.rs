@@ -4,7 +4,7 @@
 
 use crate::findings::{Finding, first};
 use crate::plots::duration;
-use crate::sweep::Sweep;
+use crate::sweep::{Point, Sweep};
 
 /// The text of a report.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,7 +22,27 @@ pub struct Answers {
 }
 
 /// Findings that say what limits, in the order of what they cost.
-const LIMITS: [&str; 4] = ["collapse", "step_time_jump", "plateau", "admission_queue"];
+const LIMITS: [&str; 6] = [
+    "collapse",
+    "step_time_jump",
+    "plateau",
+    "admission_queue",
+    "server_queue",
+    "kv_cache_full",
+];
+
+/// Findings that say what the machines lack.
+const MACHINES: [&str; 6] = [
+    "memory_full",
+    "cpu_quota",
+    "gpu_idle",
+    "gpu_heat",
+    "gpu_power_cap",
+    "host_cpu_full",
+];
+
+/// Findings that say that others were on the machine too.
+const DISTURBED: [&str; 2] = ["cpu_stolen", "other_programs"];
 
 /// What to do where the client's limit hides the server's.
 const NEXT_CLIENT: &str = "Run these levels again with a load generator that is not the limit: on another machine, with more cores, or on several machines at once.";
@@ -76,6 +96,10 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
     for id in LIMITS {
         a.bottleneck.extend(get(id).map(|f| f.evidence.clone()));
     }
+    for id in MACHINES {
+        a.bottleneck.extend(get(id).map(|f| f.evidence.clone()));
+    }
+    a.bottleneck.extend(machines(sweep, peak));
     let decode = 1.0 - peak.ttft / peak.e2e;
     a.bottleneck.push(format!(
         "At the peak {:.0} % of a request's time is decoding and {:.0} % is the wait for the first token (queue and prompt).",
@@ -101,12 +125,25 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
         ));
     }
 
-    for id in [
+    // Two ways to see one queue have one advice.
+    let queue = match get("admission_queue") {
+        Some(_) => "admission_queue",
+        None => "server_queue",
+    };
+    let causes = [
+        "memory_full",
+        "cpu_quota",
         "cap_admission",
         "step_time_jump",
+        "kv_cache_full",
+        "gpu_idle",
         "plateau",
-        "admission_queue",
-    ] {
+        queue,
+        "gpu_heat",
+        "gpu_power_cap",
+        "host_cpu_full",
+    ];
+    for id in causes {
         let Some(f) = get(id) else { continue };
         let gains: Vec<String> = f.predicted.iter().map(gain).collect();
         let gains = if gains.is_empty() {
@@ -131,9 +168,48 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
         a.next.push(format!("Add levels above {} until throughput stops growing; only then is there a limit to work on.", sweep.at(high.load())));
     }
 
+    for id in DISTURBED {
+        a.next.extend(get(id).map(|f| f.advice.clone()));
+    }
+
     a.unsure = unsure(sweep, findings);
     a.headline = headline(sweep, findings, &a);
     a
+}
+
+/// What the server and its machine were busy with at the peak, as far as they tell.
+fn machines(sweep: &Sweep<'_>, peak: &Point) -> Option<String> {
+    let level = sweep.level(peak);
+    let says = |name: &str| level.server.get(name).copied().filter(|v| v.is_finite());
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    let mut parts = Vec::new();
+    if let (Some(running), Some(waiting)) = (says("running_mean"), says("waiting_mean")) {
+        parts.push(format!(
+            "{running:.1} requests running and {waiting:.1} waiting"
+        ));
+    }
+    parts.extend(says("kv_cache_usage_max").map(|u| format!("KV cache up to {} full", percent(u))));
+    if let Some(utilization) = level.gpu.utilization {
+        let power = level
+            .gpu
+            .power_w
+            .map_or_else(String::new, |w| format!(" at {w:.0} W"));
+        parts.push(format!(
+            "GPU busy {} of the time{power}",
+            percent(utilization)
+        ));
+    }
+    if let Some(cpu) = level.host.cpu {
+        let server = level
+            .host
+            .server
+            .map_or_else(String::new, |s| format!(", {} the server's", percent(s)));
+        parts.push(format!(
+            "CPU of the client's machine {} busy{server}",
+            percent(cpu)
+        ));
+    }
+    (!parts.is_empty()).then(|| format!("At the peak: {}.", parts.join("; ")))
 }
 
 fn gain(p: &crate::findings::Prediction) -> String {
@@ -186,6 +262,12 @@ fn unsure(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<String> {
                 .map(|f| f.evidence.clone()),
         );
     }
+    for id in DISTURBED {
+        out.extend(first(findings, id).map(|f| f.evidence.clone()));
+    }
+    if let Some(f) = first(findings, "prefix_cache_hits") {
+        out.push(format!("{} {}", f.evidence, f.advice));
+    }
     if sweep.inferred {
         out.push("Token counts are inferred from latencies and rates, since a summary does not carry them.".into());
     }
@@ -235,11 +317,20 @@ fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<S
             duration(peak.ttft * 1e3)
         ),
     }];
-    out.push(match (get("collapse"), get("plateau"), get("admission_queue")) {
+    let queue = get("admission_queue").or(get("server_queue"));
+    out.push(match (get("collapse"), get("plateau"), queue) {
         (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {}.", c.value * 100.0, sweep.at(c.level.unwrap_or(0.0))),
         (_, Some(p), Some(q)) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {}; requests queue for {:.0} places.", p.value, sweep.at(p.level.unwrap_or(0.0)), q.value),
         (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {}.", p.value, sweep.at(p.level.unwrap_or(0.0))),
         (_, _, Some(q)) => format!("Bottleneck: requests queue for {:.0} places.", q.value),
+        _ if get("kv_cache_full").is_some() => {
+            let at = get("kv_cache_full").and_then(|f| f.level).unwrap_or(0.0);
+            format!("Bottleneck: the KV cache is full at {}.", sweep.at(at))
+        }
+        _ if get("gpu_idle").is_some() => {
+            let busy = get("gpu_idle").map_or(0.0, |f| f.value * 100.0);
+            format!("Bottleneck: the server's host, not its GPU, which works {busy:.0} % of the time only.")
+        }
         _ if sweep.points.last().is_some_and(|last| std::ptr::eq(last, peak)) => {
             if sweep.cut_short_by_the_client() {
                 "Bottleneck: not reached; above this the load generator was the limit.".into()

@@ -41,9 +41,18 @@ macro_rules! extra {
             set: |l, v| l.steady.get_or_insert_with(SteadySummary::default).$field = Some(v),
         }
     };
+    ($name:literal, server: $key:literal) => {
+        Extra {
+            name: $name,
+            get: |l| l.server.get($key).copied().filter(|v| v.is_finite() && *v >= 0.0),
+            set: |l, v| {
+                l.server.insert($key.into(), v);
+            },
+        }
+    };
 }
 
-const EXTRAS: [Extra; 26] = [
+const EXTRAS: [Extra; 67] = [
     extra!("Output Throughput (tokens/sec)", output_tokens_per_second),
     extra!("Prompt Throughput (tokens/sec)", prompt_tokens_per_second),
     extra!("Requests/sec", requests_per_second),
@@ -70,6 +79,51 @@ const EXTRAS: [Extra; 26] = [
     extra!("Steady TTFT (ms)", steady: ttft_ms),
     extra!("Steady ITL (ms)", steady: itl_ms),
     extra!("Client CPU (cores)", client_cpu),
+    extra!("Goodput Share", goodput_share),
+    extra!("Goodput (requests/sec)", goodput),
+    Extra {
+        name: "Scheduled Rate (requests/sec)",
+        get: |l| l.scheduled_rate,
+        set: |l, v| (l.scheduled_rate, l.open_loop) = (Some(v), true),
+    },
+    extra!("Duration (s)", duration_s),
+    extra!("Client Lag p50 (ms)", client.lag_p50_ms),
+    extra!("Client Lag p99 (ms)", client.lag_p99_ms),
+    extra!("Client Lag max (ms)", client.lag_max_ms),
+    extra!("Event Loop Lag p99 (ms)", client.loop_lag_p99_ms),
+    extra!("Dispatch Delay (ms)", client.dispatch_delay_ms),
+    extra!("Connect mean (ms)", client.connect_mean_ms),
+    extra!("Connect max (ms)", client.connect_max_ms),
+    extra!("Server Running mean", server: "running_mean"),
+    extra!("Server Running max", server: "running_max"),
+    extra!("Server Waiting mean", server: "waiting_mean"),
+    extra!("Server Waiting max", server: "waiting_max"),
+    extra!("KV Cache Usage mean", server: "kv_cache_usage_mean"),
+    extra!("KV Cache Usage max", server: "kv_cache_usage_max"),
+    extra!("Preemptions", server: "preemptions"),
+    extra!("Queue Time (s)", server: "queue_time_mean_s"),
+    extra!("Prefix Cache Hit Rate", server: "prefix_cache_hit_rate"),
+    extra!("Tokens/step", server: "iteration_tokens_mean"),
+    extra!("Host Cores", host.cores),
+    extra!("Host CPU", host.cpu),
+    extra!("Host CPU Client", host.client),
+    extra!("Host CPU Server", host.server),
+    extra!("Host CPU Others", host.others),
+    extra!("Host CPU Stolen", host.stolen),
+    extra!("Host Memory", host.memory),
+    extra!("Host Swapped In (bytes)", host.swapped_in_bytes),
+    extra!("CPU Quota Waits (s)", host.throttled_s),
+    extra!("GPUs", gpu.devices),
+    extra!("GPU Utilization", gpu.utilization),
+    extra!("GPU Utilization busiest", gpu.busiest),
+    extra!("GPU Memory", gpu.memory),
+    extra!("GPU Power (W)", gpu.power_w),
+    extra!("GPU Power Limit (W)", gpu.power_limit_w),
+    extra!("GPU Energy (J)", gpu.energy_j),
+    extra!("GPU Clock", gpu.clock),
+    extra!("GPU Temperature (C)", gpu.temperature_c),
+    extra!("GPU Power Capped", gpu.power_capped),
+    extra!("GPU Heat Throttled", gpu.heat_throttled),
 ];
 
 /// Why the client was the limit; empty where it was not.
@@ -251,4 +305,35 @@ fn level(header: &csv::StringRecord, record: &csv::StringRecord) -> Result<Level
         .iter()
         .any(|shape| stem.starts_with(shape));
     Ok(level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_further_column_is_read_where_it_was_written() {
+        let mut level = LevelSummary {
+            file: "constant-2.json".into(),
+            ..LevelSummary::default()
+        };
+        // Each its own number, so that no two can be mixed up.
+        for (i, extra) in EXTRAS.iter().enumerate() {
+            (extra.set)(&mut level, i as f64 + 0.5);
+        }
+        let text = to_string(std::slice::from_ref(&level));
+        let back = parse(Path::new("x.csv"), text.as_bytes()).unwrap();
+        for (i, extra) in EXTRAS.iter().enumerate() {
+            assert_eq!(
+                (extra.get)(&back[0]),
+                Some(i as f64 + 0.5),
+                "{}",
+                extra.name
+            );
+        }
+        let mut names: Vec<&str> = EXTRAS.iter().map(|e| e.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), EXTRAS.len());
+    }
 }

@@ -5,6 +5,7 @@ mod cap;
 mod collapse;
 mod health;
 mod jump;
+mod machine;
 mod queue;
 mod scaling;
 mod server;
@@ -91,6 +92,7 @@ pub fn all(sweep: &Sweep<'_>) -> Vec<Finding> {
     found.extend(collapse.clone());
     found.extend(queue.clone());
     found.extend(server::find(sweep));
+    found.extend(machine::find(sweep));
     found.extend(cap::find(sweep, collapse.as_ref()));
     found.extend(waves::find(sweep));
     found

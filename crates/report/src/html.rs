@@ -59,6 +59,14 @@ pub fn render(sweep: &Sweep<'_>, findings: &[Finding], charts: &[(&'static str, 
     for (_, chart) in charts.iter().skip(2) {
         let _ = writeln!(out, "<figure>{}</figure>", chart.svg());
     }
+    for other in table::others(sweep) {
+        let _ = writeln!(out, "<h3>{}</h3>", escape(other.heading));
+        table(
+            &mut out,
+            &other.head,
+            other.rows.iter().map(|row| ("<tr>", row)),
+        );
+    }
     section(
         &mut out,
         "What to change next, and what it will gain",
@@ -122,18 +130,31 @@ fn section(out: &mut String, heading: &str, lines: &[String]) {
 }
 
 fn levels(out: &mut String, sweep: &Sweep<'_>) {
+    let peak = sweep.peak().map(|p| p.index);
+    let rows = table::rows(sweep);
+    let marked = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| match Some(i) == peak {
+            true => ("<tr class=\"peak\">", row),
+            false => ("<tr>", row),
+        });
+    table(out, &table::head(sweep), marked);
+}
+
+/// A table of numbers, each row with the tag that begins it.
+fn table<'a>(
+    out: &mut String,
+    head: &[&str],
+    rows: impl Iterator<Item = (&'static str, &'a Vec<String>)>,
+) {
     *out += "<div class=\"scroll\"><table><tr>";
-    for name in table::head(sweep) {
+    for name in head {
         let _ = write!(out, "<th>{}</th>", escape(name));
     }
     *out += "</tr>";
-    let peak = sweep.peak().map(|p| p.index);
-    for (i, row) in table::rows(sweep).iter().enumerate() {
-        *out += if Some(i) == peak {
-            "<tr class=\"peak\">"
-        } else {
-            "<tr>"
-        };
+    for (begin, row) in rows {
+        *out += begin;
         for cell in row {
             let _ = write!(out, "<td>{}</td>", escape(cell));
         }

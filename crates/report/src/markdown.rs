@@ -25,18 +25,12 @@ pub fn render(sweep: &Sweep<'_>, findings: &[Finding], plots: &[&str]) -> String
     for name in plots {
         let _ = writeln!(out, "![{name}](plots/{name}.png)\n");
     }
-    let _ = writeln!(
-        out,
-        "| {} |\n|{}",
-        table::head(sweep).join(" | "),
-        "---:|".repeat(table::COLUMNS)
-    );
-    for row in table::rows(sweep) {
-        let cells: Vec<String> = row.iter().map(|c| inline(c)).collect();
-        let _ = writeln!(out, "| {} |", cells.join(" | "));
-    }
-    out += "\n";
+    rows(&mut out, &table::head(sweep), table::rows(sweep));
     section(&mut out, "Where is the bottleneck?", &a.bottleneck);
+    for other in table::others(sweep) {
+        let _ = writeln!(out, "### {}\n", other.heading);
+        rows(&mut out, &other.head, other.rows);
+    }
     section(
         &mut out,
         "What to change next, and what it will gain",
@@ -60,6 +54,21 @@ pub fn render(sweep: &Sweep<'_>, findings: &[Finding], plots: &[&str]) -> String
         );
     }
     out
+}
+
+/// A table of numbers.
+fn rows(out: &mut String, head: &[&str], rows: Vec<Vec<String>>) {
+    let _ = writeln!(
+        out,
+        "| {} |\n|{}",
+        head.join(" | "),
+        "---:|".repeat(head.len())
+    );
+    for row in rows {
+        let cells: Vec<String> = row.iter().map(|c| inline(c)).collect();
+        let _ = writeln!(out, "| {} |", cells.join(" | "));
+    }
+    *out += "\n";
 }
 
 /// The heading of a report.

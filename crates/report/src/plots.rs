@@ -1,6 +1,7 @@
 //! The plots of a report: what is drawn, from a sweep and its findings. How, is [`chart`]'s.
 
 pub mod chart;
+mod machine;
 pub mod png;
 mod ticks;
 
@@ -20,7 +21,7 @@ pub fn all(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<(&'static str, Chart)
     if sweep.points.is_empty() && sweep.limited.is_empty() {
         return Vec::new();
     }
-    vec![
+    let mut all = vec![
         ("throughput", throughput(sweep, findings)),
         (
             "TTFT",
@@ -59,7 +60,9 @@ pub fn all(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<(&'static str, Chart)
             ),
         ),
         ("latency-vs-throughput", pareto(sweep, findings)),
-    ]
+    ];
+    all.extend(machine::all(sweep, findings));
+    all
 }
 
 /// What all plots over the load share.

@@ -1,6 +1,10 @@
 //! One level in numbers. A summary CSV fills the first part only; results of ours fill all of it.
 
+mod machine;
+
 use std::collections::BTreeMap;
+
+pub use machine::{ClientSummary, GpuSummary, HostSummary};
 
 use powerband_bench::{ClientHealth, DistributionSummary, LevelMetrics, LevelResult};
 use serde::{Deserialize, Serialize};
@@ -82,12 +86,24 @@ pub struct LevelSummary {
     pub itl: Spread,
     /// E2E's tail, ms.
     pub e2e: Spread,
+    /// Share of the requests that met the run's objective, 0 to 1.
+    #[serde(default)]
+    pub goodput_share: Option<f64>,
+    /// Requests per second that did.
+    #[serde(default)]
+    pub goodput: Option<f64>,
     /// Without ramp and drain.
     pub steady: Option<SteadySummary>,
     /// CPU cores that the client used.
     pub client_cpu: Option<f64>,
     /// Why the client is taken for the limit; empty where it is not.
     pub client_limit: Option<String>,
+    /// How the client fared.
+    #[serde(default)]
+    pub client: ClientSummary,
+    /// First send to last byte, s.
+    #[serde(default)]
+    pub duration_s: Option<f64>,
     /// Was the load a schedule (open loop), not a number of clients?
     pub open_loop: bool,
     /// Requests per second of that schedule.
@@ -95,6 +111,12 @@ pub struct LevelSummary {
     pub scheduled_rate: Option<f64>,
     /// What the server told of itself, by metric name.
     pub server: BTreeMap<String, f64>,
+    /// What the client's machine did.
+    #[serde(default)]
+    pub host: HostSummary,
+    /// What its GPUs did.
+    #[serde(default)]
+    pub gpu: GpuSummary,
     /// What a reader must know to trust the numbers.
     pub warnings: Vec<String>,
 }
@@ -142,6 +164,8 @@ impl LevelSummary {
             ttft: spread(&m.ttft_ms, 1.0),
             itl: spread(&m.itl_ms, 1.0),
             e2e: spread(&m.latency_s, 1e3),
+            goodput_share: m.goodput.filter(|g| g.judged > 0).map(|g| g.share),
+            goodput: m.goodput.map(|g| g.requests_per_second),
             steady: m.steady.map(|s| SteadySummary {
                 total_tokens_per_second: Some(s.total_tokens_per_second),
                 output_tokens_per_second: Some(s.output_tokens_per_second),
@@ -157,9 +181,16 @@ impl LevelSummary {
                     (true, reason) => reason.into(),
                 }
             }),
+            client: match client_known {
+                true => ClientSummary::of(&level.client),
+                false => ClientSummary::default(),
+            },
+            duration_s: known(level.duration_s),
             open_loop: level.strategy.open_loop(),
             scheduled_rate: level.strategy.rate(),
             server: level.server.clone(),
+            host: level.host.as_ref().map(HostSummary::of).unwrap_or_default(),
+            gpu: GpuSummary::of(&level.gpus),
             warnings,
         }
     }

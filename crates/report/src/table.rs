@@ -2,6 +2,7 @@
 
 use crate::findings::Finding;
 use crate::plots::short;
+use crate::summary::LevelSummary;
 use crate::sweep::Sweep;
 
 /// Columns of the table of levels.
@@ -54,6 +55,113 @@ pub fn rows(sweep: &Sweep<'_>) -> Vec<Vec<String>> {
             ]
         })
         .collect()
+}
+
+/// A table with a heading, of what is known.
+pub struct Table {
+    /// Above it.
+    pub heading: &'static str,
+    /// Of its columns, with units.
+    pub head: Vec<&'static str>,
+    /// One a level that knows any of it.
+    pub rows: Vec<Vec<String>>,
+}
+
+type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
+
+/// What is known beside the latencies: of the objective, of the client itself, of the server, and of the machines.
+pub fn others(sweep: &Sweep<'_>) -> Vec<Table> {
+    const CLIENT: [Column; 8] = [
+        ("cores", |l| l.client_cpu),
+        ("read lag p50 ms", |l| l.client.lag_p50_ms),
+        ("read lag p99 ms", |l| l.client.lag_p99_ms),
+        ("read lag max ms", |l| l.client.lag_max_ms),
+        ("event loop lag p99 ms", |l| l.client.loop_lag_p99_ms),
+        ("dispatch delay ms", |l| l.client.dispatch_delay_ms),
+        ("connect mean ms", |l| l.client.connect_mean_ms),
+        ("connect max ms", |l| l.client.connect_max_ms),
+    ];
+    const SERVER: [Column; 8] = [
+        ("running", |l| l.server.get("running_mean").copied()),
+        ("most running", |l| l.server.get("running_max").copied()),
+        ("waiting", |l| l.server.get("waiting_mean").copied()),
+        ("KV cache %", |l| {
+            percent(l.server.get("kv_cache_usage_max").copied())
+        }),
+        ("preemptions", |l| l.server.get("preemptions").copied()),
+        ("queue time s", |l| {
+            l.server.get("queue_time_mean_s").copied()
+        }),
+        ("prefix hits %", |l| {
+            percent(l.server.get("prefix_cache_hit_rate").copied())
+        }),
+        ("tokens/step", |l| {
+            l.server.get("iteration_tokens_mean").copied()
+        }),
+    ];
+    const MACHINES: [Column; 12] = [
+        ("CPU %", |l| percent(l.host.cpu)),
+        ("client %", |l| percent(l.host.client)),
+        ("server %", |l| percent(l.host.server)),
+        ("others %", |l| percent(l.host.others)),
+        ("memory %", |l| percent(l.host.memory)),
+        ("GPU %", |l| percent(l.gpu.utilization)),
+        ("GPU memory %", |l| percent(l.gpu.memory)),
+        ("GPU W", |l| l.gpu.power_w),
+        ("GPU clock %", |l| percent(l.gpu.clock)),
+        ("power-capped %", |l| percent(l.gpu.power_capped)),
+        ("GPU deg C", |l| l.gpu.temperature_c),
+        ("GPU J/output token", |l| {
+            let tokens = l.output_tokens_per_second? * l.duration_s?;
+            Some(l.gpu.energy_j? / tokens)
+        }),
+    ];
+    const OBJECTIVE: [Column; 2] = [
+        ("met the objective %", |l| percent(l.goodput_share)),
+        ("goodput req/s", |l| l.goodput),
+    ];
+    [
+        table(sweep, "Requests that met the objective", &OBJECTIVE),
+        table(sweep, "How the client fared", &CLIENT),
+        table(sweep, "What the server said of itself", &SERVER),
+        table(
+            sweep,
+            "What the client's machine and its GPUs did",
+            &MACHINES,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn percent(share: Option<f64>) -> Option<f64> {
+    share.map(|share| share * 100.0)
+}
+
+/// The columns of which something is known, and the levels that know any of them.
+fn table(sweep: &Sweep<'_>, heading: &'static str, columns: &[Column]) -> Option<Table> {
+    fn get(of: &Column, level: &LevelSummary) -> Option<f64> {
+        of.1(level).filter(|v| v.is_finite())
+    }
+    let knows = |column: &&Column| sweep.levels.iter().any(|l| get(column, l).is_some());
+    let columns: Vec<&Column> = columns.iter().filter(knows).collect();
+    let row = |level: &LevelSummary| {
+        let cells: Vec<Option<f64>> = columns.iter().map(|c| get(c, level)).collect();
+        cells.iter().any(Option::is_some).then(|| {
+            let cells = cells
+                .into_iter()
+                .map(|v| v.map_or_else(|| "-".to_owned(), short));
+            std::iter::once(level.label()).chain(cells).collect()
+        })
+    };
+    (!columns.is_empty()).then(|| Table {
+        heading,
+        head: std::iter::once(sweep.unit.column())
+            .chain(columns.iter().map(|c| c.0))
+            .collect(),
+        rows: sweep.levels.iter().filter_map(row).collect(),
+    })
 }
 
 /// The findings of one kind.

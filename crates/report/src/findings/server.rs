@@ -4,7 +4,7 @@ use super::Finding;
 use crate::sweep::{Point, Sweep};
 
 /// Requests that wait, mean over a level, from which there is a queue.
-const QUEUE: f64 = 0.5;
+pub(super) const QUEUE: f64 = 0.5;
 /// Levels that wait agree on what runs within this share.
 const SAME: f64 = 0.05;
 /// A level alone shows a cap if this share of the most that ran was running all the time.
@@ -20,13 +20,13 @@ pub fn find(sweep: &Sweep<'_>) -> Vec<Finding> {
     found.into_iter().flatten().collect()
 }
 
-fn says(sweep: &Sweep<'_>, point: &Point, name: &str) -> Option<f64> {
+pub(super) fn says(sweep: &Sweep<'_>, point: &Point, name: &str) -> Option<f64> {
     let value = sweep.level(point).server.get(name).copied();
     value.filter(|v| v.is_finite() && *v >= 0.0)
 }
 
 /// The level at which the server says the most of something.
-fn most<'s>(
+pub(super) fn most<'s>(
     sweep: &'s Sweep<'_>,
     says: impl Fn(&Point) -> Option<f64>,
 ) -> Option<(&'s Point, f64)> {
