@@ -1,5 +1,6 @@
 //! One level: threads, schedule, limits, and the result.
 
+mod failures;
 mod result;
 
 use std::sync::Arc;

@@ -93,6 +93,11 @@ async fn faults_that_fail_a_request() {
     ] {
         let (level, metrics) = level_with(fault.clone()).await;
         assert_eq!((metrics.errored, metrics.successful), (4, 8), "{fault:?}");
+        let told = level
+            .warnings
+            .iter()
+            .find(|w| w.contains("4 of 12 requests failed"));
+        assert!(told.is_some_and(|w| w.contains(words)), "{told:?}");
         for request in level.requests.iter().filter(|r| !r.successful()) {
             let Outcome::Errored(reason) = &request.outcome else {
                 panic!("{fault:?}: {:?}", request.outcome)

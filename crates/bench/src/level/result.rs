@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::LevelPlan;
+use super::{LevelPlan, failures};
 use crate::config::Phase;
 use crate::counters::Counters;
 use crate::health::{self, ThreadHealth};
@@ -52,6 +52,7 @@ pub(super) fn result(
     level.cooldown_s = phase_s(config.cooldown, &level, true);
     level.warnings = prepared.warnings.clone();
     level.warnings.extend(shared.watch.warning());
+    level.warnings.extend(failures::warning(&level));
     level
         .warnings
         .extend(warnings(&level, config.data.ignore_eos));
