@@ -304,16 +304,22 @@ fn cap(x: f64, cap: Option<f32>) -> f64 {
 
 /// The real model, if this machine has it: `POWERBAND_TEST_MODEL` or the user's cache.
 pub fn real_model() -> Option<PathBuf> {
-    let path = std::env::var_os("POWERBAND_TEST_MODEL").map_or_else(
-        || {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-                || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
-                PathBuf::from,
-            );
-            cache.join("powerband/models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
+    match std::env::var_os("POWERBAND_TEST_MODEL") {
+        Some(path) => existing(PathBuf::from(path)),
+        None => cached_model("smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    }
+}
+
+/// A model that `powerband pull` has fetched.
+pub fn cached_model(file: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
         PathBuf::from,
     );
+    existing(cache.join("powerband/models").join(file))
+}
+
+fn existing(path: PathBuf) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
