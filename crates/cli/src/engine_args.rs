@@ -48,7 +48,7 @@ pub struct EngineArgs {
     /// Quantise the weights while loading: q8_0, q4_0, q4_1, bitsandbytes (nf4)
     #[arg(long, env = "POWERBAND_QUANTIZATION")]
     pub quantization: Option<String>,
-    /// How keys and values are stored: auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3
+    /// How keys and values are stored: auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3, int8
     #[arg(long, default_value = "auto", env = "POWERBAND_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: String,
     /// Memory for keys and values: bytes, or with a unit, as in 2GiB or 500M [default: what fits]
@@ -112,10 +112,11 @@ impl EngineArgs {
             "f32" | "float32" => KvCacheDtype::F32,
             "fp8_e5m2" => KvCacheDtype::Fp8E5M2,
             "fp8" | "fp8_e4m3" => KvCacheDtype::Fp8E4M3,
+            "int8" => KvCacheDtype::Int8,
             other => {
                 return Err(
                     CliError::new(format!("--kv-cache-dtype: unknown type {other:?}"))
-                        .hint("use one of auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3"),
+                        .hint("use one of auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3, int8"),
                 );
             }
         })

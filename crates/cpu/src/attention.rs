@@ -178,9 +178,11 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
     let (sums, rest) = rest.split_at_mut(rows * padded);
     let scores = &mut rest[..rows * width];
 
+    // A head's keys or values; the scales of both stand behind the values.
     let part = |block: u32, values: bool| {
-        let at = layout.keys_at(block, task.head) + usize::from(values) * layout.part_bytes();
-        task.cache[at..][..layout.part_bytes()].as_ptr()
+        let skip = usize::from(values) * layout.part_bytes();
+        let at = layout.keys_at(block, task.head) + skip;
+        task.cache[at..][..layout.head_bytes() - skip].as_ptr()
     };
 
     // A head's keys and values lie together, but blocks lie anywhere, which no hardware foresees:
@@ -210,6 +212,11 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
                 later(b).unwrap_or(part(blocks[b], false)),
                 later(last).unwrap_or(part(blocks[b], false)),
             ],
+            scales: [blocks[b], blocks[last]].map(|block| {
+                part(block, false)
+                    .wrapping_add(2 * layout.part_bytes())
+                    .cast()
+            }),
             dim,
         };
         let mut row = 0;
@@ -272,6 +279,7 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
                 part: &part,
                 offset: lane * 16 * E::BYTES,
                 row_bytes: padded * E::BYTES,
+                scales: layout.part_bytes() + BLOCK_SIZE * size_of::<f32>(),
             };
             // SAFETY: `count` rows of scores and sums from here on; `lane` is inside a head.
             unsafe {
@@ -319,6 +327,8 @@ struct Keys {
     keys: [*const u8; 2],
     /// Blocks to ask for meanwhile: keys and values.
     later: [*const u8; 2],
+    /// Scales of the keys, of element types that have them.
+    scales: [*const f32; 2],
     dim: usize,
 }
 
@@ -349,6 +359,15 @@ unsafe fn score<S: Simd, E: Element, const T: usize, const K: usize>(
                 acc[t][c] = s.fma(k[c], x, acc[t][c]);
             }
         });
+    }
+    if E::SCALED {
+        for c in 0..K {
+            // SAFETY: the scales of 16 keys.
+            let scale = unsafe { s.load(keys.scales[c]) };
+            each!(t, {
+                acc[t][c] = s.mul(acc[t][c], scale);
+            });
+        }
     }
     each!(t, {
         for c in 0..K {
@@ -406,6 +425,8 @@ struct Chunk<'a, P> {
     offset: usize,
     /// Bytes from one position to the next.
     row_bytes: usize,
+    /// Bytes from a block's values to their scales, of element types that have them.
+    scales: usize,
 }
 
 /// Adds to `T` rows of `to` the values weighted by `T` rows of `p`, `C` vectors wide. Keys beyond
@@ -434,8 +455,14 @@ unsafe fn weigh<S: Simd, E: Element, const T: usize, const C: usize>(
                 for c in 0..C {
                     v[c] = E::load(s, from.add(c * 16 * E::BYTES));
                 }
+                let scale = if E::SCALED {
+                    *values.add(chunk.scales).cast::<f32>().add(j)
+                } else {
+                    1.0
+                };
                 each!(t, {
-                    let weight = s.splat(*p.add(t * width + first + j));
+                    let weight = *p.add(t * width + first + j);
+                    let weight = s.splat(if E::SCALED { weight * scale } else { weight });
                     for c in 0..C {
                         acc[t][c] = s.fma(weight, v[c], acc[t][c]);
                     }

@@ -18,6 +18,8 @@ pub const BLOCK_SIZE: usize = 16;
 pub trait Element: Copy {
     /// Bytes of one.
     const BYTES: usize;
+    /// Does each head of each position have a scale?
+    const SCALED: bool = false;
 
     /// 16 elements.
     ///
@@ -91,6 +93,41 @@ element!(E4M3, 1, load_e4m3, |s, to, v| store_each(s, to, v, |x| [
     to_e4m3(x)
 ]));
 
+/// Signed bytes, to be multiplied by the scale of their head and position.
+#[derive(Debug, Clone, Copy)]
+pub struct I8;
+
+impl Element for I8 {
+    const BYTES: usize = 1;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F {
+        // SAFETY: the trait's contract.
+        unsafe { s.load_i8(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, to: *mut u8, v: S::F) {
+        // SAFETY: the trait's contract.
+        unsafe { s.store_i8(to.cast(), v) };
+    }
+}
+
+/// The scale that turns `x[..len]` into bytes, and its inverse. `x` goes on to a whole vector.
+#[inline(always)]
+fn scale_of<S: Simd>(s: S, x: &[f32], len: usize) -> (f32, f32) {
+    let mut largest = s.splat(0.0);
+    for (i, x) in x.chunks_exact(16).enumerate().take(len.div_ceil(16)) {
+        // SAFETY: 16 values.
+        let v = s.abs(unsafe { s.load(x.as_ptr()) });
+        largest = s.max(largest, s.within(0, (len - i * 16).min(16), v, 0.0));
+    }
+    let scale = s.largest(largest) / 127.0;
+    let inverse = scale.recip();
+    (scale, if inverse.is_finite() { inverse } else { 0.0 })
+}
+
 /// Nearest fp8 of 5 exponent bits (largest value 57344); ties to even, large values become the
 /// largest finite one.
 pub fn to_e5m2(x: f32) -> u8 {
@@ -142,6 +179,10 @@ macro_rules! with_element {
                 type $E = crate::kv::E4M3;
                 $body
             }
+            powerband_engine::KvCacheDtype::Int8 => {
+                type $E = crate::kv::I8;
+                $body
+            }
         }
     };
 }
@@ -169,15 +210,25 @@ impl Layout {
         self.padded() * BLOCK_SIZE * self.dtype.bytes()
     }
 
-    /// Bytes of a block of one layer.
-    pub fn block_bytes(&self) -> usize {
-        2 * self.heads * self.part_bytes()
+    /// Bytes of a head in a block: keys, values, and the scales of both where there are any.
+    pub fn head_bytes(&self) -> usize {
+        let scales = match self.dtype {
+            KvCacheDtype::Int8 => 2 * BLOCK_SIZE * size_of::<f32>(),
+            _ => 0,
+        };
+        2 * self.part_bytes() + scales
     }
 
-    /// First byte of a head's keys in a layer; its values follow `part_bytes` later.
+    /// Bytes of a block of one layer.
+    pub fn block_bytes(&self) -> usize {
+        self.heads * self.head_bytes()
+    }
+
+    /// First byte of a head's keys in a layer; its values follow `part_bytes` later, then the
+    /// scales of 16 keys and of 16 values.
     #[inline(always)]
     pub fn keys_at(&self, block: u32, head: usize) -> usize {
-        block as usize * self.block_bytes() + 2 * head * self.part_bytes()
+        block as usize * self.block_bytes() + head * self.head_bytes()
     }
 
     /// Writes one position of all heads. `keys` and `values` hold the heads side by side and go
@@ -198,6 +249,18 @@ impl Layout {
         for head in 0..self.heads {
             let at = self.keys_at(block, head);
             let (k, v) = (&keys[head * dim..], &values[head * dim..]);
+            let mut inverse = [1.0; 2];
+            if E::SCALED {
+                let scales_at = at + 2 * self.part_bytes() + slot * size_of::<f32>();
+                for (i, x) in [k, v].into_iter().enumerate() {
+                    let (scale, inverted) = scale_of(s, x, dim);
+                    inverse[i] = inverted;
+                    let at = scales_at + i * BLOCK_SIZE * size_of::<f32>();
+                    // SAFETY: these bytes belong to this position.
+                    let to = unsafe { layer.at(at, size_of::<f32>()) };
+                    to.copy_from_slice(&scale.to_ne_bytes());
+                }
+            }
             for first in (0..dim).step_by(16) {
                 let count = (dim - first).min(16);
                 let (k, v) = (&k[first..first + 16], &v[first..first + 16]);
@@ -205,14 +268,21 @@ impl Layout {
                 // SAFETY: 16 values each; the bytes that are written belong to this position, the
                 // padding of a head included.
                 unsafe {
-                    E::store(s, column.as_mut_ptr(), s.load(k.as_ptr()));
+                    let mut k = s.within(0, count, s.load(k.as_ptr()), 0.0);
+                    if E::SCALED {
+                        k = s.mul(k, s.splat(inverse[0]));
+                    }
+                    E::store(s, column.as_mut_ptr(), k);
                     for (i, x) in column.chunks_exact(E::BYTES).take(count).enumerate() {
                         let at = at + ((first + i) * BLOCK_SIZE + slot) * E::BYTES;
                         layer.at(at, E::BYTES).copy_from_slice(x);
                     }
                     let row = at + self.part_bytes() + slot * self.padded() * E::BYTES;
                     let row = layer.at(row + first * E::BYTES, 16 * E::BYTES);
-                    let v = s.within(0, count, s.load(v.as_ptr()), 0.0);
+                    let mut v = s.within(0, count, s.load(v.as_ptr()), 0.0);
+                    if E::SCALED {
+                        v = s.mul(v, s.splat(inverse[1]));
+                    }
                     E::store(s, row.as_mut_ptr(), v);
                 }
             }
@@ -252,6 +322,49 @@ impl KvCache {
 mod tests {
     use super::*;
     use crate::simd::Portable;
+
+    #[test]
+    fn bytes_have_the_scale_of_their_head_and_position() {
+        let layout = Layout {
+            dtype: KvCacheDtype::Int8,
+            heads: 2,
+            head_dim: 20,
+        };
+        let mut cache = KvCache::new(layout, 1, 3).unwrap();
+        let row = |seed: usize| -> Vec<f32> {
+            let x = |i: usize| ((i * 37 + seed * 11) % 101) as f32 - 50.0;
+            (0..40 + 16)
+                .map(|i| x(i) * if i < 20 { 0.01 } else { 3.0 })
+                .collect()
+        };
+        let (keys, values) = (row(1), row(2));
+        let (block, slot) = (2, 5);
+        // SAFETY: one thread.
+        unsafe {
+            let parts = cache.layers[0].parts();
+            layout.write::<_, I8>(Portable, parts, block, slot, (&keys, &values));
+        }
+        let bytes = &cache.layers[0];
+        let scale = |at: usize| {
+            let at = at + slot * 4;
+            f32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        for head in 0..2 {
+            let at = layout.keys_at(block, head);
+            let (values_at, scales_at) = (at + layout.part_bytes(), at + 2 * layout.part_bytes());
+            let (k_scale, v_scale) = (scale(scales_at), scale(scales_at + 64));
+            for i in 0..20 {
+                let k = f32::from(bytes[at + i * BLOCK_SIZE + slot] as i8) * k_scale;
+                let v = f32::from(bytes[values_at + slot * 32 + i] as i8) * v_scale;
+                assert!((k - keys[head * 20 + i]).abs() <= k_scale * 0.501);
+                assert!((v - values[head * 20 + i]).abs() <= v_scale * 0.501);
+            }
+            let most = keys[head * 20..][..20]
+                .iter()
+                .fold(0.0f32, |m, x| m.max(x.abs()));
+            assert!((k_scale - most / 127.0).abs() < most * 1e-6);
+        }
+    }
 
     fn decode(e4m3: bool, byte: u8) -> f32 {
         let bytes = [byte; 16];

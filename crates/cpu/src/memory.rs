@@ -92,7 +92,7 @@ pub(crate) fn kv_blocks(
         human_bytes(blocks * block),
         demand.max_model_len,
         match layout.dtype {
-            KvCacheDtype::Fp8E5M2 | KvCacheDtype::Fp8E4M3 => "",
+            KvCacheDtype::Fp8E5M2 | KvCacheDtype::Fp8E4M3 | KvCacheDtype::Int8 => "",
             _ => ", or --kv-cache-dtype fp8_e5m2",
         }
     )))

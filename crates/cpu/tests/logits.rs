@@ -184,6 +184,7 @@ fn cache_formats() {
         (KvCacheDtype::F32, 2e-4),
         (KvCacheDtype::F16, 5e-3),
         (KvCacheDtype::BF16, 4e-2),
+        (KvCacheDtype::Int8, 0.08),
         (KvCacheDtype::Fp8E4M3, 0.3),
         (KvCacheDtype::Fp8E5M2, 0.6),
     ] {
@@ -208,7 +209,12 @@ fn cache_formats() {
 /// The same bits alone and in a batch of 50, whole and in chunks, on one thread and on three.
 #[test]
 fn batching_and_chunking_change_no_bit() {
-    for dtype in [DType::Q4_1, DType::Q8_0, DType::NF4, DType::BF16] {
+    for (dtype, kv) in [
+        (DType::Q4_1, KvCacheDtype::F16),
+        (DType::Q8_0, KvCacheDtype::Int8),
+        (DType::NF4, KvCacheDtype::Fp8E4M3),
+        (DType::BF16, KvCacheDtype::BF16),
+    ] {
         let mut spec = tiny();
         (spec.num_heads, spec.num_kv_heads) = (6, 2);
         spec.head_dim = 64;
@@ -222,7 +228,7 @@ fn batching_and_chunking_change_no_bit() {
             let with = |threads| CpuOptions {
                 isa: Some(isa),
                 threads: Some(threads),
-                ..options(KvCacheDtype::F16)
+                ..options(kv)
             };
             let mut alone = Runner::new(&spec, &weights, with(1)).unwrap();
             let mut wanted = Vec::new();

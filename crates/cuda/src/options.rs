@@ -97,8 +97,11 @@ pub(crate) fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Engin
         ),
         (spec.hidden_size % 2 == 1, "an odd hidden size on a GPU".to_owned()),
         (
-            matches!(options.kv_dtype, KvCacheDtype::F16 | KvCacheDtype::F32),
-            "f16 and f32 keys and values on a GPU; give --kv-cache-dtype bfloat16, fp8_e5m2 or fp8_e4m3".to_owned(),
+            matches!(
+                options.kv_dtype,
+                KvCacheDtype::F16 | KvCacheDtype::F32 | KvCacheDtype::Int8
+            ),
+            "f16, f32 and int8 keys and values on a GPU; give --kv-cache-dtype bfloat16, fp8_e5m2 or fp8_e4m3".to_owned(),
         ),
     ];
     match missing.into_iter().find(|(is, _)| *is) {

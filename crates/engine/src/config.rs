@@ -9,15 +9,17 @@ pub enum KvCacheDtype {
     BF16,
     Fp8E5M2,
     Fp8E4M3,
+    /// Bytes with a scale for each head of each token.
+    Int8,
 }
 
 impl KvCacheDtype {
-    /// Bytes of one element.
+    /// Bytes of one element, scales not counted.
     pub fn bytes(self) -> usize {
         match self {
             KvCacheDtype::F32 => 4,
             KvCacheDtype::F16 | KvCacheDtype::BF16 => 2,
-            KvCacheDtype::Fp8E5M2 | KvCacheDtype::Fp8E4M3 => 1,
+            KvCacheDtype::Fp8E5M2 | KvCacheDtype::Fp8E4M3 | KvCacheDtype::Int8 => 1,
         }
     }
 }

@@ -243,6 +243,14 @@ impl Simd for Avx2 {
             let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(bits, _mm256_set1_epi16(0x80)));
             self.mul(halves(_mm256_or_si256(magnitude, sign)), self.splat(256.0))
         };
+        unsafe fn load_i8(self, from: *const i8) -> F = {
+            let bytes = _mm_loadu_si128(from.cast());
+            let high = _mm_unpackhi_epi64(bytes, bytes);
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+            ]
+        };
         unsafe fn bytes(self, from: *const u8) -> I = [
             _mm256_loadu_si256(from.cast()),
             _mm256_loadu_si256(from.add(32).cast()),

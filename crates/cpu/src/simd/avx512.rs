@@ -129,6 +129,8 @@ impl Simd for Avx512 {
             let half = _mm512_cvtph_ps(_mm256_or_si256(magnitude, sign));
             _mm512_mul_ps(half, _mm512_set1_ps(256.0))
         };
+        unsafe fn load_i8(self, from: *const i8) -> __m512 =
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())));
         unsafe fn bytes(self, from: *const u8) -> __m512i = _mm512_loadu_si512(from.cast());
         unsafe fn dot7(self, acc: __m512i, w: __m512i, a: *const i8) -> __m512i =
             _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a.cast::<i32>().read_unaligned()));

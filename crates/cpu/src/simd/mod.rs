@@ -49,6 +49,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// 16 values of 8 bits: 4 exponent, 3 mantissa (no infinities).
     unsafe fn load_e4m3(self, from: *const u8) -> Self::F;
 
+    /// 16 signed bytes.
+    unsafe fn load_i8(self, from: *const i8) -> Self::F;
+
     /// a + b.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// a - b.

@@ -85,6 +85,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> F {
+        // SAFETY: the trait's contract.
+        unsafe { from.cast::<[i8; 16]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
     fn add(self, a: F, b: F) -> F {
         each(|i| a[i] + b[i])
     }
