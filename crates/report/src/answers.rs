@@ -22,8 +22,9 @@ pub struct Answers {
 }
 
 /// Findings that say what limits, in the order of what they cost.
-const LIMITS: [&str; 6] = [
+const LIMITS: [&str; 7] = [
     "collapse",
+    "more_places",
     "step_time_jump",
     "plateau",
     "admission_queue",
@@ -134,6 +135,7 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
         "memory_full",
         "cpu_quota",
         "cap_admission",
+        "more_places",
         "step_time_jump",
         "kv_cache_full",
         "gpu_idle",
@@ -144,6 +146,10 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
         "host_cpu_full",
     ];
     for id in causes {
+        // What the cap hides is not known to be the most that there is.
+        if get("more_places").is_some() && ["plateau", queue].contains(&id) {
+            continue;
+        }
         let Some(f) = get(id) else { continue };
         let gains: Vec<String> = f.predicted.iter().map(gain).collect();
         let gains = if gains.is_empty() {
@@ -320,6 +326,10 @@ fn headline(sweep: &Sweep<'_>, findings: &[Finding], answers: &Answers) -> Vec<S
     let queue = get("admission_queue").or(get("server_queue"));
     out.push(match (get("collapse"), get("plateau"), queue) {
         (Some(c), _, _) => format!("Bottleneck: throughput collapses by {:.0} % at {}.", c.value * 100.0, sweep.at(c.level.unwrap_or(0.0))),
+        _ if get("more_places").is_some() => {
+            let places = queue.map_or(0.0, |q| q.value);
+            format!("Bottleneck: {places:.0} requests run at once, and throughput would grow with more.")
+        }
         (_, Some(p), Some(q)) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {}; requests queue for {:.0} places.", p.value, sweep.at(p.level.unwrap_or(0.0)), q.value),
         (_, Some(p), None) => format!("Bottleneck: capacity of {:.0} output tok/s, reached at {}.", p.value, sweep.at(p.level.unwrap_or(0.0))),
         (_, _, Some(q)) => format!("Bottleneck: requests queue for {:.0} places.", q.value),

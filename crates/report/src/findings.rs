@@ -6,6 +6,7 @@ mod collapse;
 mod health;
 mod jump;
 mod machine;
+mod places;
 mod queue;
 mod scaling;
 mod server;
@@ -94,6 +95,7 @@ pub fn all(sweep: &Sweep<'_>) -> Vec<Finding> {
     found.extend(server::find(sweep));
     found.extend(machine::find(sweep));
     found.extend(cap::find(sweep, collapse.as_ref()));
+    found.extend(places::find(sweep, collapse.as_ref()));
     found.extend(waves::find(sweep));
     found
 }

@@ -106,6 +106,28 @@ proptest! {
         prop_assert_eq!(slots(&full), Some(places as f64));
     }
 
+    /// Where the cap is the limit, more places are foretold to bring what they bring; where the step is,
+    /// nothing is.
+    #[test]
+    fn more_places_bring_what_was_foretold(places in 8usize..60, prompt in 5.0..60.0f64, jitter in 0.0..0.1f64, cheap in any::<bool>()) {
+        let step: fn(f64) -> f64 = if cheap { |b| 20.0 + 0.05 * b } else { |b| 1.0 + 2.0 * b };
+        let server = |slots| Server { slots, prompt_ms: prompt, step, jitter };
+        let clients = [1, places / 2, places, places * 2, places * 4];
+        let levels: Vec<LevelResult> = clients.iter().map(|c| server(places).level(*c, 20 * c)).collect();
+        let report = Report::from_levels(&levels, Context::default());
+        let found = report.findings().iter().find(|f| f.id == "more_places");
+        prop_assert_eq!(found.is_some(), cheap, "{}", report.summary_text());
+        if let Some(found) = found {
+            prop_assert_eq!(found.value, 2.0 * places as f64);
+            let then = LevelSummary::of(&server(2 * places).level(places * 4, 80 * places));
+            let foretold = |metric: &str| found.predicted.iter().find(|p| p.metric == metric).unwrap().after;
+            let output = then.output_tokens_per_second.unwrap();
+            prop_assert!((foretold("output throughput") / output - 1.0).abs() < 0.1, "{found:?} {output}");
+            let e2e = then.e2e_ms.unwrap() / 1e3;
+            prop_assert!((foretold("E2E") / e2e - 1.0).abs() < 0.1, "{found:?} {e2e}");
+        }
+    }
+
     /// Room for everybody: no queue is found, whatever the step.
     #[test]
     fn no_places_no_queue(prompt in 5.0..200.0f64, jitter in 0.0..0.2f64, slope in 0usize..3) {
@@ -162,6 +184,7 @@ fn a_real_kind_of_run_reads_well_without_a_collapse() {
         "peak",
         "plateau",
         "admission_queue",
+        "more_places",
     ] {
         assert!(ids.contains(&wanted), "{wanted}: {ids:?}");
     }
@@ -177,7 +200,7 @@ fn a_real_kind_of_run_reads_well_without_a_collapse() {
     assert!(report.levels().iter().all(|l| l.steady.is_some()));
     let text = report.summary_text();
     assert!(
-        text.contains("capacity of") && text.lines().count() <= 10,
+        text.contains("would grow with more") && text.lines().count() <= 10,
         "{text}"
     );
 }
