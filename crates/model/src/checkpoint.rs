@@ -42,6 +42,7 @@ impl Checkpoint {
         let spec = file.spec(&weights)?;
         spec.check_weights(&weights)?;
         let tokenizer = Tokenizer::from_gguf(&file)?.map(Arc::new);
+        check_vocabulary(&spec, tokenizer.as_deref())?;
         let chat_template = match file.string("tokenizer.chat_template")? {
             Some(source) => {
                 let tokens = file.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
@@ -97,6 +98,7 @@ impl Checkpoint {
             Some(json) => Some(Arc::new(Tokenizer::from_json(json.as_bytes())?)),
             None => None,
         };
+        check_vocabulary(&spec, tokenizer.as_deref())?;
         let settings: serde_json::Value = match optional("tokenizer_config.json")? {
             Some(text) => serde_json::from_str(&text).map_err(|e| {
                 ModelError::format(&folder.join("tokenizer_config.json"), e.to_string())
@@ -135,6 +137,21 @@ impl Checkpoint {
             chat_template: None,
         }
     }
+}
+
+/// Has the model an embedding for every token of the vocabulary?
+fn check_vocabulary(spec: &ModelSpec, tokenizer: Option<&Tokenizer>) -> Result<(), ModelError> {
+    let tokens = tokenizer.map_or(0, Tokenizer::plain_vocab_size);
+    if tokens <= spec.vocab_size {
+        return Ok(());
+    }
+    Err(ModelError::Tensor {
+        name: "model.embed_tokens.weight".to_owned(),
+        reason: format!(
+            "it has {} rows, but the tokenizer's vocabulary has {tokens} tokens: they belong to different models",
+            spec.vocab_size
+        ),
+    })
 }
 
 /// One template, or the one called `default` of several.

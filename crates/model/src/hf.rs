@@ -1,5 +1,6 @@
 //! Hugging Face folders: `config.json` and safetensors files.
 
+mod blame;
 pub mod config;
 pub mod quantized;
 pub mod safetensors;

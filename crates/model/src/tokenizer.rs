@@ -172,6 +172,12 @@ impl Tokenizer {
         self.inner.token_to_id(text)
     }
 
+    /// Tokens of the vocabulary itself, without those that were added to it. Some models have added
+    /// tokens for which they have no embedding (Gemma 3's image token), so only these must fit.
+    pub fn plain_vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
     /// Ids are below this.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()

@@ -53,14 +53,21 @@ impl Builder {
         self.array(key, 8, &values.iter().map(|v| text(v)).collect::<Vec<_>>())
     }
 
-    /// A tensor of f32; the innermost dimension comes first, as in the file.
-    fn tensor(mut self, name: &str, shape: &[u64]) -> Self {
+    /// A tensor's description; the innermost dimension comes first, as in the file.
+    fn described(mut self, name: &str, shape: &[u64], kind: u32, offset: u64) -> Self {
         let mut tensor = text(name);
         tensor.extend((shape.len() as u32).to_le_bytes());
         tensor.extend(shape.iter().flat_map(|n| n.to_le_bytes()));
-        tensor.extend(0u32.to_le_bytes());
-        tensor.extend((self.data.len() as u64).to_le_bytes());
+        tensor.extend(kind.to_le_bytes());
+        tensor.extend(offset.to_le_bytes());
         self.tensors.push(tensor);
+        self
+    }
+
+    /// A tensor of f32 with its data.
+    fn tensor(mut self, name: &str, shape: &[u64]) -> Self {
+        let offset = self.data.len() as u64;
+        self = self.described(name, shape, 0, offset);
         let elements: u64 = shape.iter().product();
         self.data.extend(vec![0; elements as usize * 4]);
         self.data.resize(self.data.len().next_multiple_of(32), 0);
@@ -81,6 +88,11 @@ impl Builder {
 
 /// The smallest whole model: one layer, ten tokens, a chat template.
 fn gguf() -> Vec<u8> {
+    gguf_with(10, &[8, 8])
+}
+
+/// The same with an embedding of so many rows and an up projection of that shape.
+fn gguf_with(rows: u64, up: &[u64]) -> Vec<u8> {
     let kinds = [3u32, 3, 1, 1, 1, 1, 1, 1, 1, 4].map(|kind| kind.to_le_bytes().to_vec());
     let mut file = Builder::default()
         .string("general.architecture", "llama")
@@ -102,7 +114,7 @@ fn gguf() -> Vec<u8> {
         .number("tokenizer.ggml.bos_token_id", 0)
         .number("tokenizer.ggml.eos_token_id", 1)
         .string("tokenizer.chat_template", "{{ messages[0].content }}")
-        .tensor("token_embd.weight", &[8, 10])
+        .tensor("token_embd.weight", &[8, rows])
         .tensor("output_norm.weight", &[8]);
     for (name, shape) in [
         ("attn_norm", &[8][..]),
@@ -112,7 +124,7 @@ fn gguf() -> Vec<u8> {
         ("attn_output", &[8, 8]),
         ("ffn_norm", &[8]),
         ("ffn_gate", &[8, 8]),
-        ("ffn_up", &[8, 8]),
+        ("ffn_up", up),
         ("ffn_down", &[8, 8]),
     ] {
         file = file.tensor(&format!("blk.0.{name}.weight"), shape);
@@ -244,6 +256,117 @@ fn a_number_that_promises_too_much_is_an_error() {
         let mut broken = safetensors();
         broken[..8].copy_from_slice(&length.to_le_bytes());
         assert!(open_safetensors(&broken).is_err(), "{length}");
+    }
+}
+
+/// The error of a GGUF header with two tensors, the second as described.
+fn two_tensors(shape: &[u64], kind: u32, offset: u64) -> String {
+    let file = Builder::default()
+        .string("general.architecture", "llama")
+        .tensor("first.weight", &[8, 8])
+        .described("second.weight", shape, kind, offset);
+    open("model.gguf", &file.build(), Gguf::open).unwrap_err()
+}
+
+#[test]
+fn a_bad_tensor_of_a_gguf_file_is_named() {
+    for (shape, kind, offset, words) in [
+        (
+            &[8, 8][..],
+            0,
+            0,
+            "the tensors first.weight and second.weight overlap",
+        ),
+        (&[8, 1], 0, 32, "overlap"),
+        (&[8, 8], 0, 100, "second.weight: offset 100 is no multiple"),
+        (&[8, 8], 0, 1 << 40, "cut off: tensor second.weight"),
+        (&[8, 8], 0, u64::MAX - 31, "second.weight: offset"),
+        (&[1 << 40, 1], 0, 256, "cut off: tensor second.weight"),
+        (&[1 << 47, 1 << 47], 0, 256, "second.weight: shape"),
+        (
+            &[1 << 50, 1],
+            0,
+            256,
+            "second.weight has the implausible dimension",
+        ),
+        (
+            &[20, 2],
+            8,
+            256,
+            "second.weight: shape [2, 20] is too large or its rows are no multiple of the 32",
+        ),
+        (&[256, 1], 23, 256, "second.weight has the type IQ4_XS"),
+        (&[8, 8], 99, 256, "second.weight has the type number 99"),
+        (&[8; 5], 0, 256, "second.weight has 5 dimensions"),
+    ] {
+        let error = two_tensors(shape, kind, offset);
+        assert!(error.contains(words), "{shape:?} {kind} {offset}: {error}");
+    }
+    let whole = gguf();
+    let error = open_gguf(&whole[..whole.len() - 33]).unwrap_err();
+    assert!(
+        error.contains("cut off: tensor blk.0.ffn_down.weight"),
+        "{error}"
+    );
+    let error = open_gguf(&gguf_with(10, &[8, 9])).unwrap_err();
+    assert!(
+        error.contains("model.layers.0.mlp.up_proj.weight: its shape is [9, 8]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_vocabulary_of_another_model_is_an_error() {
+    assert!(open_gguf(&gguf_with(12, &[8, 8])).is_ok());
+    let error = open_gguf(&gguf_with(9, &[8, 8])).unwrap_err();
+    assert!(
+        error.contains("model.embed_tokens.weight: it has 9 rows"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_bad_tensor_of_a_safetensors_file_is_named() {
+    let error = |b: Value, bytes: usize| {
+        let header =
+            json!({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "b": b});
+        let mut file = text(&header.to_string());
+        file.extend(vec![0; bytes]);
+        open_safetensors(&file).unwrap_err()
+    };
+    let b = |dtype: &str, shape: Value, offsets: [u64; 2]| json!({"dtype": dtype, "shape": shape, "data_offsets": offsets});
+    for (b, bytes, words) in [
+        (b("F32", json!([2]), [8, 16]), 16, "tensor b overlaps"),
+        (b("F32", json!([2]), [24, 32]), 32, "tensor b leaves a gap"),
+        (b("F32", json!([2]), [16, 24]), 20, "cut off: tensor b"),
+        (
+            b("F32", json!([3]), [16, 24]),
+            24,
+            "tensor b: its shape [3] needs 12 bytes",
+        ),
+        (
+            b("F32", json!([1u64 << 40]), [16, 24]),
+            24,
+            "tensor b: its shape",
+        ),
+        (
+            b("F32", json!([1u64 << 40, 1u64 << 40]), [16, 24]),
+            24,
+            "tensor b: its shape",
+        ),
+        (
+            b("F9", json!([2]), [16, 24]),
+            24,
+            "tensor b: no plausible type",
+        ),
+        (
+            b("I64", json!([1]), [16, 24]),
+            24,
+            "tensor b is stored as I64",
+        ),
+    ] {
+        let error = error(b.clone(), bytes);
+        assert!(error.contains(words), "{b}: {error}");
     }
 }
 

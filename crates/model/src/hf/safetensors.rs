@@ -145,8 +145,11 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
 
 fn read_file(path: &Path, tensors: &mut Vec<Raw>) -> Result<(), ModelError> {
     let map = crate::files::map(path)?;
-    let (header, metadata) = SafeTensors::read_metadata(&map)
-        .map_err(|e| ModelError::format(path, format!("no valid safetensors header: {e}")))?;
+    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+        let tensor = super::blame::first_bad_tensor(&map);
+        let reason = tensor.unwrap_or_else(|| format!("no valid safetensors header: {error}"));
+        ModelError::format(path, reason)
+    })?;
     for (name, info) in metadata.tensors() {
         // The offsets count from the end of the header: 8 bytes of length, then the header.
         let start = info
