@@ -277,7 +277,8 @@ fn unsure(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<String> {
     if sweep.inferred {
         out.push("Token counts are inferred from latencies and rates, since a summary does not carry them.".into());
     }
-    let left_out = sweep.levels.len() - sweep.points.len() - sweep.limited.len();
+    let left_out =
+        sweep.levels.len() - sweep.points.len() - sweep.repeats.len() - sweep.limited.len();
     if left_out > 0 {
         out.push(format!(
             "{left_out} level(s) lack a number and are in the table only."
@@ -290,14 +291,13 @@ fn unsure(sweep: &Sweep<'_>, findings: &[Finding]) -> Vec<String> {
     if sweep.levels.iter().all(|l| l.client_limit.is_none()) {
         out.push("Whether the load generator was a limit is not known from a summary.".into());
     }
-    let loads: std::collections::BTreeSet<String> =
-        sweep.levels.iter().map(|l| l.label()).collect();
-    if loads.len() == sweep.levels.len() {
-        out.push(
-            "Each level was run once: repeat the levels around the peak to know how far they scatter."
-                .into(),
-        );
-    }
+    out.push(match sweep.scatter() {
+        None => "Each level was run once: repeat the levels around the peak (--repeats 3) to know how far they scatter.".into(),
+        Some((scatter, times)) => format!(
+            "Levels were run up to {times} times; the output of the same level differs by up to {:.1} %. The run with the median output stands for its level.",
+            scatter * 100.0
+        ),
+    });
     out
 }
 

@@ -111,6 +111,15 @@ fn limited(sweep: &Sweep<'_>, at: impl Fn(&Point) -> (f64, f64)) -> Option<Serie
     })
 }
 
+/// Each run of a load that was run more than once, beside the line through the medians.
+fn repeats(sweep: &Sweep<'_>, at: impl Fn(&Point) -> (f64, f64)) -> Option<Series> {
+    let points: Vec<(f64, f64)> = sweep.repeats.iter().map(at).collect();
+    (!points.is_empty()).then(|| Series {
+        loose: true,
+        ..Series::new("repeats", GREY, points)
+    })
+}
+
 fn throughput(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
     let mut chart = over_load(sweep, findings, "Throughput", "throughput (tokens/s)");
     let xy = |of: fn(&Point) -> Option<f64>| {
@@ -129,6 +138,9 @@ fn throughput(sweep: &Sweep<'_>, findings: &[Finding]) -> Chart {
     chart
         .series
         .push(Series::new("output tokens", BLUE, xy(|p| Some(p.output))));
+    chart
+        .series
+        .extend(repeats(sweep, |p| (p.load(), p.output)));
     chart
         .series
         .extend(limited(sweep, |p| (p.load(), p.output)));
@@ -191,8 +203,15 @@ fn latency(
         color,
         points.iter().map(|p| (p.load(), mean(p))).collect(),
     ));
+    chart.series.extend(repeats(sweep, |p| (p.load(), mean(p))));
     chart.series.extend(limited(sweep, |p| (p.load(), mean(p))));
-    let all = || points.iter().chain(&sweep.limited).map(mean);
+    let all = || {
+        points
+            .iter()
+            .chain(&sweep.repeats)
+            .chain(&sweep.limited)
+            .map(mean)
+    };
     let (low, high) = (all().fold(f64::MAX, f64::min), all().fold(0.0, f64::max));
     chart.log_y = high / low > 100.0;
     if let Some(last) = points.last() {

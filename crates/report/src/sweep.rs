@@ -15,6 +15,8 @@ pub struct Point {
     load: f64,
     /// Clients asked for; `None` in an open loop.
     pub asked: Option<f64>,
+    /// Requests per second of the schedule; `None` in a closed loop.
+    pub scheduled: Option<f64>,
     /// Requests in flight, mean over time.
     pub delivered: f64,
     /// Requests per second.
@@ -115,8 +117,10 @@ pub struct Sweep<'a> {
     /// What is known beside them.
     pub context: &'a Context,
     /// The levels whose numbers are complete and the server's, by rising load: what is found is found in
-    /// these.
+    /// these. Of levels of the same load the one with the median throughput stands for all.
     pub points: Vec<Point>,
+    /// The other levels of a load that was run more than once.
+    pub repeats: Vec<Point>,
     /// Those at which the load generator was the limit, by rising load: to be shown, not judged.
     pub limited: Vec<Point>,
     /// What the levels differ in.
@@ -140,6 +144,7 @@ impl<'a> Sweep<'a> {
             levels,
             context,
             points: Vec::new(),
+            repeats: Vec::new(),
             limited: Vec::new(),
             unit: LoadUnit::of(levels),
             output_tokens: None,
@@ -155,9 +160,14 @@ impl<'a> Sweep<'a> {
                 .partial_cmp(&(b.load(), b.delivered))
                 .unwrap_or(std::cmp::Ordering::Equal)
         });
-        (sweep.limited, sweep.points) = points
+        (sweep.limited, points) = points
             .into_iter()
             .partition(|p| levels[p.index].client_limited());
+        for mut run in same_load(points) {
+            run.sort_by(|a, b| a.output.total_cmp(&b.output));
+            sweep.points.push(run.remove((run.len() - 1) / 2));
+            sweep.repeats.extend(run);
+        }
         sweep
     }
 
@@ -239,13 +249,15 @@ impl<'a> Sweep<'a> {
             positive(l.output_tokens_per_second).or_else(|| Some(rate * self.output_tokens?))?;
         let asked = positive(l.concurrency).filter(|_| !l.open_loop);
         let delivered = positive(l.delivered_concurrency).unwrap_or(rate * e2e);
-        let scheduled = positive(l.scheduled_rate).filter(|_| self.unit == LoadUnit::Rate);
+        let scheduled = positive(l.scheduled_rate).filter(|_| l.open_loop);
+        let rate_asked = scheduled.filter(|_| self.unit == LoadUnit::Rate);
         Some(Point {
             index,
-            load: scheduled
+            load: rate_asked
                 .or(asked)
                 .unwrap_or((delivered * 10.0).round() / 10.0),
             asked,
+            scheduled,
             delivered,
             rate,
             output,
@@ -266,7 +278,8 @@ impl<'a> Sweep<'a> {
 
     /// The point of a level, whoever was its limit.
     pub fn point_of(&self, index: usize) -> Option<&Point> {
-        let mut all = self.points.iter().chain(&self.limited);
+        let judged = self.points.iter().chain(&self.repeats);
+        let mut all = judged.chain(&self.limited);
         all.find(|p| p.index == index)
     }
 
@@ -286,6 +299,22 @@ impl<'a> Sweep<'a> {
         &self.levels[point.index]
     }
 
+    /// By how much throughput differs between runs of the same load, at most, as a share of the median; and how
+    /// often a load was run. `None` where each was run once.
+    pub fn scatter(&self) -> Option<(f64, usize)> {
+        let runs = |p: &Point| {
+            let load = p.load();
+            let again = self.repeats.iter().filter(move |r| r.load() == load);
+            let outputs: Vec<f64> = again.map(|r| r.output).chain([p.output]).collect();
+            let low = outputs.iter().copied().fold(f64::MAX, f64::min);
+            let high = outputs.iter().copied().fold(0.0, f64::max);
+            ((high - low) / p.output, outputs.len())
+        };
+        let all = self.points.iter().map(runs);
+        let worst = all.fold((0.0, 0), |a, b| (f64::max(a.0, b.0), a.1.max(b.1)));
+        (worst.1 > 1).then_some(worst)
+    }
+
     /// The point with the most output tokens a second.
     pub fn peak(&self) -> Option<&Point> {
         self.points
@@ -302,6 +331,22 @@ impl<'a> Sweep<'a> {
     pub fn requests(&self) -> Option<f64> {
         self.points.last().and_then(|p| p.requests)
     }
+}
+
+/// Points by rising load, those of one load together. Only a load that was asked for can be the same.
+fn same_load(points: Vec<Point>) -> Vec<Vec<Point>> {
+    let mut all: Vec<Vec<Point>> = Vec::new();
+    for point in points {
+        let same = |run: &&mut Vec<Point>| {
+            let asked = |p: &Point| (p.asked, p.scheduled);
+            asked(&run[0]) == asked(&point) && asked(&point) != (None, None)
+        };
+        match all.last_mut().filter(same) {
+            Some(run) => run.push(point),
+            None => all.push(vec![point]),
+        }
+    }
+    all
 }
 
 /// "1 client", "5 clients".

@@ -355,3 +355,36 @@ fn requests_that_drift_apart_are_not_the_clients_fault() {
         .collect();
     assert!(blamed.is_empty(), "{blamed:?}");
 }
+
+#[test]
+fn of_repeats_the_median_stands_for_the_level() {
+    let server = |step: fn(f64) -> f64| Server {
+        slots: 64,
+        prompt_ms: 40.0,
+        step,
+        jitter: 0.0,
+    };
+    let slow = server(|_| 12.0);
+    let usual = server(|_| 10.0);
+    let quick = server(|_| 9.0);
+    let levels = [
+        usual.level(1, 10),
+        quick.level(8, 80),
+        slow.level(8, 80),
+        usual.level(8, 80),
+    ];
+    let report = Report::from_levels(&levels, Context::default());
+    let sweep = report.sweep();
+    let outputs: Vec<f64> = sweep.points.iter().map(|p| p.output).collect();
+    assert_eq!((outputs.len(), sweep.repeats.len()), (2, 2));
+    let output = |level| LevelSummary::of(level).output_tokens_per_second.unwrap();
+    assert_eq!(outputs[1], output(&levels[3]));
+    let (scatter, times) = sweep.scatter().unwrap();
+    let expected = (output(&levels[1]) - output(&levels[2])) / output(&levels[3]);
+    assert!((scatter - expected).abs() < 1e-9 && times == 3, "{scatter}");
+    let charts = powerband_report::plots::all(&sweep, report.findings());
+    assert!(charts[0].1.svg().contains("repeats"));
+    // A run once more is no level more: nothing is said to grow or fall between repeats.
+    assert!(!report.findings().iter().any(|f| f.id == "collapse"));
+    assert_eq!(report.table_text().lines().count(), 5);
+}
