@@ -1,9 +1,10 @@
 //! Step times of the CPU backend: decoding at several batch sizes, prompts of 128 tokens, and
 //! where the time goes.
 //!
-//!     cargo run --release -p powerband-cpu --example cpu_bench -- MODEL.gguf [--profile]
+//!     cargo run --release -p powerband-cpu --example cpu_bench -- MODEL.gguf [--profile] [--as=TYPE]
 //!
-//! Without a model file, random weights in the shape of `smollm2-135m` (Q4_1) are used.
+//! Without a model file, random weights in the shape of `smollm2-135m` (Q4_1) are used. TYPE is what
+//! the weights are converted to first: q8_0, q4_0, q4_1 or nf4.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -32,6 +33,15 @@ fn main() -> Result<()> {
             (spec, weights)
         }
     };
+    let wish = std::env::args().find_map(|a| a.strip_prefix("--as=").map(str::to_owned));
+    let weights = match wish.as_deref() {
+        None => weights,
+        Some("q8_0") => weights.stored_as(DType::Q8_0),
+        Some("q4_0") => weights.stored_as(DType::Q4_0),
+        Some("q4_1") => weights.stored_as(DType::Q4_1),
+        Some("nf4") => weights.stored_as(DType::NF4),
+        Some(other) => return Err(format!("--as={other}: q8_0, q4_0, q4_1 or nf4").into()),
+    };
     let start = Instant::now();
     let options = CpuOptions {
         max_num_batched_tokens: 1024,
@@ -41,8 +51,9 @@ fn main() -> Result<()> {
     };
     let mut runner = Runner::new(&spec, &weights, options)?;
     println!(
-        "loaded in {:.0} ms; {}; {} threads, {}",
+        "loaded in {:.0} ms; {}; {}; {} threads, {}",
         start.elapsed().as_secs_f64() * 1e3,
+        runner.weight_formats().join(" and "),
         runner.memory_budget(),
         runner.threads(),
         runner.isa().name()

@@ -108,10 +108,21 @@ fn q4_1(x: &[f32], out: &mut Vec<u8>) {
     pack_nibbles(|v| ((v - min) * scale + 0.5).clamp(0.0, 15.0) as u8, x, out);
 }
 
-/// The place in [`NF4`] of the level nearest to `x`.
+/// Halfway between one level of [`NF4`] and the next.
+const NF4_BOUNDS: [f32; 15] = {
+    let mut bounds = [0.0; 15];
+    let mut i = 0;
+    while i < 15 {
+        bounds[i] = f32::midpoint(NF4[i], NF4[i + 1]);
+        i += 1;
+    }
+    bounds
+};
+
+/// The place in [`NF4`] of the level nearest to `x`: as many as there are bounds below it. All are
+/// compared, which takes a few vector instructions and no branch.
 fn nearest_nf4(x: f32) -> u8 {
-    let above = |pair: &[f32]| x > f32::midpoint(pair[0], pair[1]);
-    NF4.windows(2).take_while(|pair| above(pair)).count() as u8
+    NF4_BOUNDS.iter().map(|bound| u8::from(x > *bound)).sum()
 }
 
 fn nf4(x: &[f32], out: &mut Vec<u8>) {
