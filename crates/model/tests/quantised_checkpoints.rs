@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use powerband_model::{Checkpoint, DType};
+use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde_json::Value;
@@ -194,5 +195,38 @@ fn a_method_that_is_not_read_is_named() {
             error.contains(word) && error.contains("config.json"),
             "{error}"
         );
+    }
+}
+
+proptest! {
+    /// Whatever stands in the header and in the small tensors: an error that names the folder, or
+    /// weights of their shapes; never a panic.
+    #[test]
+    fn flipped_bytes_are_an_error_or_other_weights(
+        which in 0usize..14,
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut fixtures: Vec<_> = std::fs::read_dir(fixture("")).unwrap().collect();
+        fixtures.sort_by_key(|entry| entry.as_ref().unwrap().path());
+        let from = fixtures[which].as_ref().unwrap().path();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(from.join("config.json"), folder.path().join("config.json")).unwrap();
+        let mut bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        for (at, byte) in flips {
+            bytes[at.index(header)] = byte;
+        }
+        std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        match Checkpoint::open(folder.path()) {
+            Ok(checkpoint) => {
+                for (name, shape) in checkpoint.spec.tensors() {
+                    prop_assert_eq!(checkpoint.weights.get(&name).unwrap().shape, shape);
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                prop_assert!(error.contains(&*folder.path().to_string_lossy()), "{}", error);
+            }
+        }
     }
 }

@@ -100,7 +100,9 @@ pub fn load_weights(folder: &Path, method: Option<&Method>) -> Result<Weights, M
         read_file(&file, &mut raw)?;
     }
     match method {
-        Some(method) => Weights::from_entries(quantized::entries(method, raw)?),
+        Some(method) => quantized::entries(method, raw)
+            .and_then(Weights::from_entries)
+            .map_err(|error| error.in_file(folder)),
         None => {
             let ready = |raw: Raw| Ok((raw.name.clone(), Entry::Ready(raw.tensor()?)));
             let entries: Result<Vec<_>, ModelError> = raw.into_iter().map(ready).collect();

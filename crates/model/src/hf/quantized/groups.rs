@@ -96,8 +96,14 @@ impl Grouped {
             return Err(words.wrong(format!("{out} outputs do not fill words")));
         }
         let order = parts.take(&format!("{module}.g_idx"));
-        let groups = match order.filter(|order| order.elements() == inputs) {
-            Some(order) => order.words(),
+        let groups = match order {
+            Some(order) if order.dtype == Dtype::I32 && order.elements() == inputs => order.words(),
+            Some(order) => {
+                return Err(order.wrong(format!(
+                    "it is {:?} of shape {:?}; {inputs} 32-bit integers are needed",
+                    order.dtype, order.shape
+                )));
+            }
             None if inputs.is_multiple_of(count) => {
                 let size = inputs / count;
                 (0..inputs).map(|i| (i / size) as u32).collect()
