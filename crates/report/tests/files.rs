@@ -266,3 +266,70 @@ fn what_a_run_has_found_out_itself_is_told() {
     let page = std::fs::read_to_string(&written.markdown).unwrap();
     assert!(page.contains("did not drift"), "{page}");
 }
+
+#[test]
+fn the_machines_are_told_where_they_are_known() {
+    use powerband_bench::{ClientLag, GpuUse, HostUse};
+    let mut known = level(4);
+    known.duration_s = 10.0;
+    known.client.cpu_share = 0.5;
+    known.client.connections = 4;
+    known.client.connect_max_ms = 12.5;
+    known.client.client_lag = Some(ClientLag {
+        p99_ms: 0.75,
+        ..ClientLag::default()
+    });
+    known.server = [("running_mean".into(), 3.0), ("waiting_mean".into(), 1.5)].into();
+    known.host = Some(HostUse {
+        cores: 8,
+        cpu: 0.97,
+        server: Some(0.4),
+        others: Some(0.5),
+        ..HostUse::default()
+    });
+    known.gpus = vec![GpuUse {
+        utilization_mean: Some(0.25),
+        utilization_max: Some(0.5),
+        power_mean_w: Some(123.0),
+        ..GpuUse::default()
+    }];
+    let mut silent = level(1);
+    silent.duration_s = 10.0;
+    let report = Report::from_levels(&[silent, known], Context::default());
+    let ids: Vec<&str> = report.findings().iter().map(|f| f.id.as_str()).collect();
+    for id in ["host_cpu_full", "other_programs", "gpu_idle"] {
+        assert!(ids.contains(&id), "{id}: {ids:?}");
+    }
+    // The summary alone says as much.
+    let text = csv::to_string(report.levels());
+    let back = Report::new(
+        csv::parse(Path::new("x.csv"), text.as_bytes()).unwrap(),
+        Context::default(),
+    );
+    for (read, written) in back.levels().iter().zip(report.levels()) {
+        assert_eq!((read.client, read.host), (written.client, written.host));
+        assert_eq!((read.gpu, &read.server), (written.gpu, &written.server));
+    }
+    let written = |report: &Report| {
+        let folder = tempfile::tempdir().unwrap();
+        let written = report.write(folder.path()).unwrap();
+        let page = std::fs::read_to_string(&written.markdown).unwrap();
+        let html = std::fs::read_to_string(&written.html).unwrap();
+        let plots = folder.path().join("plots/server-queue.svg").exists();
+        (page, html, plots)
+    };
+    let (page, html, plots) = written(&report);
+    for words in ["read lag p99 ms", "connect max ms", "others %", "GPU W"] {
+        assert!(page.contains(words) && html.contains(words), "{words}");
+    }
+    assert!(plots && page.contains("12.5"), "{page}");
+    assert!(
+        page.contains("GPU busy 25 % of the time at 123 W"),
+        "{page}"
+    );
+    let (page, html, plots) = written(&Report::from_levels(&[level(1)], Context::default()));
+    for words in ["How the client fared", "GPU", "others %"] {
+        assert!(!page.contains(words) && !html.contains(words), "{words}");
+    }
+    assert!(!plots);
+}
