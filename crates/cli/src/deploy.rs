@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use powerband_cpu::{CpuExecutor, CpuOptions};
-use powerband_cuda::{CudaExecutor, CudaOptions};
+use powerband_cuda::{CudaExecutor, CudaOptions, WeightQuantization};
 use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::sim::{SimExecutor, SimTiming};
 use powerband_engine::{Engine, EngineConfig, Executor};
@@ -123,12 +123,12 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
     args.weight_dtype()?;
     let backend = Backend::choose(args.device)?;
     args.engine_config(usize::MAX, backend.defaults())?;
-    let mut checkpoint = open(name, args, phases)?;
+    let mut checkpoint = open(name, args, backend, phases)?;
     if let Some(path) = &args.chat_template {
         checkpoint.chat_template = Some(Arc::new(template(path)?));
     }
     let spec = checkpoint.spec;
-    let config = args.engine_config(spec.max_position_embeddings, backend.defaults())?;
+    let mut config = args.engine_config(spec.max_position_embeddings, backend.defaults())?;
     let executor = match backend {
         Backend::Cpu => on_cpu(args, &config, &spec, checkpoint.weights, phases)?,
         Backend::Cuda => on_gpu(args, &config, &spec, &checkpoint.weights, phases)?,
@@ -136,6 +136,14 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
     };
     let limits = executor.limits();
     let kv_cache_tokens = limits.num_blocks * limits.block_size;
+    if limits.max_model_len < config.max_model_len {
+        eprintln!(
+            "{:>9}  sequences of at most {} tokens: the KV cache holds no longer one (the model knows {}); \
+             --max-model-len sets the length",
+            "memory", limits.max_model_len, config.max_model_len
+        );
+        config.max_model_len = limits.max_model_len;
+    }
     eprintln!(
         "{:>9}  the KV cache holds {kv_cache_tokens} tokens: {} sequences of --max-model-len {} at once",
         "memory",
@@ -193,11 +201,6 @@ fn on_gpu(
     weights: &Weights,
     phases: &mut Phases,
 ) -> CliResult<Box<dyn Executor>> {
-    if let Some(method) = &args.quantization {
-        eprintln!(
-            "warning: --quantization {method} is not built for the GPU yet; the weights are bfloat16"
-        );
-    }
     let options = CudaOptions {
         kv_dtype: args.kv_dtype()?,
         kv_cache_bytes: args.kv_cache_memory_bytes.map(|bytes| bytes as usize),
@@ -205,7 +208,16 @@ fn on_gpu(
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
         max_model_len: config.max_model_len,
+        fit_model_len: args.max_model_len.is_none(),
         dummy_seed: (args.load_format == LoadFormat::Dummy).then_some(args.seed),
+        quantization: match args.quantization()? {
+            Some(DType::NF4) => Some(WeightQuantization::Nf4),
+            Some(DType::Q8_0) => Some(WeightQuantization::Q8_0),
+            Some(DType::Q4_0) => Some(WeightQuantization::Q4_0),
+            Some(DType::Q4_1) => Some(WeightQuantization::Q4_1),
+            _ if args.quantization.as_deref() == Some("fp8") => Some(WeightQuantization::Fp8),
+            _ => None,
+        },
         ..CudaOptions::default()
     };
     let executor = CudaExecutor::new(spec, weights, options).map_err(CliError::new)?;
@@ -218,7 +230,12 @@ fn on_gpu(
 }
 
 /// The checkpoint that `name` means, or random weights in its shape.
-fn open(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<Checkpoint> {
+fn open(
+    name: &str,
+    args: &EngineArgs,
+    backend: Backend,
+    phases: &mut Phases,
+) -> CliResult<Checkpoint> {
     let dtype = args.weight_dtype()?.unwrap_or(DType::BF16);
     let invented = args.load_format == LoadFormat::Dummy || args.device == Device::Sim;
     if invented && let Some(spec) = builtin(name) {
@@ -238,7 +255,10 @@ fn open(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<Checkpo
     })?;
     if let Some(method @ ("gptq" | "awq" | "fp8" | "gguf")) = args.quantization.as_deref() {
         let stored = checkpoint.converted.as_deref().unwrap_or("gguf");
-        if !stored.to_ascii_lowercase().starts_with(method) || (method == "gguf" && path.is_dir()) {
+        let told =
+            !stored.to_ascii_lowercase().starts_with(method) || (method == "gguf" && path.is_dir());
+        // The GPU's kernels also know fp8, so that any checkpoint can become it there.
+        if told && !(method == "fp8" && backend == Backend::Cuda) {
             return Err(CliError::new(format!(
                 "--quantization {method}: this checkpoint is not stored so"
             ))

@@ -45,7 +45,8 @@ pub struct EngineArgs {
     /// Longest sequence, prompt and output together [default: the model's own limit]
     #[arg(long, env = "POWERBAND_MAX_MODEL_LEN")]
     pub max_model_len: Option<usize>,
-    /// Quantise the weights while loading: q8_0, q4_0, q4_1, bitsandbytes (nf4)
+    /// Quantise the weights while loading: bitsandbytes (nf4), int8 (q8_0), q4_0, q4_1, and fp8 on a
+    /// GPU; what is quantised in the checkpoint stays as it is
     #[arg(long, env = "POWERBAND_QUANTIZATION")]
     pub quantization: Option<String>,
     /// How keys and values are stored: auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3, int8
@@ -140,11 +141,12 @@ impl EngineArgs {
     pub fn quantization(&self) -> CliResult<Option<DType>> {
         Ok(match self.quantization.as_deref() {
             None | Some("none") => None,
-            Some("q8_0") => Some(DType::Q8_0),
+            Some("q8_0" | "int8") => Some(DType::Q8_0),
             Some("q4_0") => Some(DType::Q4_0),
             Some("q4_1") => Some(DType::Q4_1),
             Some("bitsandbytes" | "nf4") => Some(DType::NF4),
-            // A checkpoint says itself how it was quantised; the flag would change nothing.
+            // A checkpoint says itself how it was quantised; the flag would change nothing. (Any
+            // checkpoint can become fp8 on a GPU, which no type of a tensor stands for.)
             Some("gptq" | "awq" | "fp8" | "gguf") => None,
             Some(other) => {
                 return Err(

@@ -1,10 +1,11 @@
 //! Times of steps with random weights: `cuda_bench [steps] [prefill] [shares] [plans]
-//! [tuning] [fatbin=FILE] [model=llama-3.2-1b] [batches=1,8,32]`; all of them without arguments.
+//! [tuning] [fatbin=FILE] [model=llama-3.2-1b] [quantization=nf4]
+//! [batches=1,8,32]`; all of them without arguments.
 
 use std::time::Instant;
 
 use powerband_cuda::check::{bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning};
-use powerband_cuda::{CudaExecutor, CudaOptions};
+use powerband_cuda::{CudaExecutor, CudaOptions, WeightQuantization};
 use powerband_engine::{EngineError, SamplingParams};
 use powerband_model::Weights;
 
@@ -35,6 +36,14 @@ fn main() -> Result<(), EngineError> {
         dummy_seed: Some(1),
         kv_cache_bytes: Some(16 << 30),
         fatbin: value("fatbin=").map(Into::into),
+        quantization: match value("quantization=") {
+            Some("nf4") => Some(WeightQuantization::Nf4),
+            Some("q4_0") => Some(WeightQuantization::Q4_0),
+            Some("q4_1") => Some(WeightQuantization::Q4_1),
+            Some("q8_0") => Some(WeightQuantization::Q8_0),
+            Some("fp8") => Some(WeightQuantization::Fp8),
+            _ => None,
+        },
         ..CudaOptions::default()
     };
     let mut executor = CudaExecutor::new(&spec, &Weights::default(), options)?;
@@ -88,23 +97,15 @@ fn main() -> Result<(), EngineError> {
         }
     }
     if words.iter().any(|a| *a == "tuning") {
-        for (room, near, skinny) in [
-            (102, 0, 0),
-            (102, 0, 16),
-            (102, 12, 16),
-            (102, 24, 16),
-            (102, 48, 16),
-            (70, 24, 16),
-            (70, 0, 16),
-        ] {
-            set_tuning(&mut executor, room << 10, near, skinny)?;
+        for (room, skinny) in [(102, 8), (102, 0), (70, 0)] {
+            set_tuning(&mut executor, room << 10, skinny)?;
             for &count in &batches {
-                let name = format!("room {room} KiB, near {near}, skinny {skinny}, batch {count}");
+                let name = format!("room {room} KiB, skinny {skinny}, batch {count}");
                 let bench = bench_decode(&mut executor, &name, count, 200, greedy.clone())?;
                 println!("{:<52} {:.3} ms", bench.name, bench.median);
             }
         }
-        set_tuning(&mut executor, 102 << 10, 0, 8)?;
+        set_tuning(&mut executor, 102 << 10, 8)?;
     }
     if asked("shares") {
         for &count in &batches {

@@ -133,7 +133,8 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
   constexpr int kElement = KIND == KV_SAME ? 2 : 1;
   __shared__ float merged[kWarps][kColumns][HD + 4];
   let_next_start();
-  wait_for_inputs();
+  // The step has been copied long ago, so that blocks without work leave at once, and the others look
+  // their sequence up and fetch what earlier steps have cached while the queries are computed.
   if ((int)blockIdx.y >= *p.count) return;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   int kv_head = blockIdx.x, group = p.q_dim / p.kv_dim;
@@ -149,22 +150,30 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
 
   Attend<T, KIND, HD, N> a;
   a.clear();
+  size_t block_bytes = (size_t)p.kv_dim * 32 * kElement;
+  const char *base = p.cache + (size_t)kv_head * HD * 32 * kElement;
+  Frag keys[kFrags], values[kFrags];
+  auto load = [&](int b) {
+    const char *at = base + blocks[b] * block_bytes;
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) keys[f] = load_fragment<T, KIND>(at + f * 256 * kElement, lane);
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f)
+      values[f] = load_fragment<T, KIND>(at + (HD * 16 + f * 256) * kElement, lane);
+  };
+  // All but the newest block, into which the kernel ahead writes.
+  bool early = from + warp < min(to, position / 16);
+  if (early) load(from + warp);
+  wait_for_inputs();
   const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     int column = n * 8 + (lane >> 2);
     a.load_query(n, column < group ? query + column * HD : nullptr, lane);
   }
-  size_t block_bytes = (size_t)p.kv_dim * 32 * kElement;
-  const char *base = p.cache + (size_t)kv_head * HD * 32 * kElement;
   for (int b = from + warp; b < to; b += kWarps) {
-    const char *at = base + blocks[b] * block_bytes;
-    Frag keys[kFrags], values[kFrags];
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f) keys[f] = load_fragment<T, KIND>(at + f * 256 * kElement, lane);
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f)
-      values[f] = load_fragment<T, KIND>(at + (HD * 16 + f * 256) * kElement, lane);
+    if (!early) load(b);
+    early = false;
     int first[N][2], last[N][2];
 #pragma unroll
     for (int n = 0; n < N; ++n)

@@ -118,6 +118,38 @@ static __device__ inline void fetch(uint32_t to, const char *from, uint32_t byte
 #endif
 }
 
+// Blocks of a cluster: how many, which of them, all here, and what lies in another one's memory.
+static __device__ inline uint32_t cluster_size() {
+  uint32_t n = 1;
+#if HAS_BULK
+  asm volatile("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(n));
+#endif
+  return n;
+}
+static __device__ inline uint32_t cluster_rank() {
+  uint32_t n = 0;
+#if HAS_BULK
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(n));
+#endif
+  return n;
+}
+static __device__ inline void cluster_sync() {
+#if HAS_BULK
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+static __device__ inline float2 read_shared(uint32_t address, uint32_t rank) {
+  float2 v;
+#if HAS_BULK
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(there) : "memory");
+#else
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+#endif
+  return v;
+}
+
 static __device__ inline uint64_t policy_evict_first() {
   uint64_t policy = 0;
 #if HAS_BULK

@@ -4,194 +4,14 @@
 // it begins with the weights before the kernels ahead have finished, and adds the activations
 // once they have. Two warpgroups multiply: with RT = 1 each has every other place of the ring (an
 // even number of places: a place that changed hands could be seen as full a round too early), with
-// RT = 2 each has its own rows. Blocks of a cluster share the columns. All partial sums meet in shared
-// memory in a fixed order (no atomics: the same input gives the same bits), and a warp finishes
-// one token at a time: norm factor, rotation, cache write, gate, residual or greedy choice.
+// RT = 2 each has its own rows. Weights of bf16 are multiplied from where they lie; codes are expanded
+// into registers first, by one warpgroup while the other multiplies. Blocks of a cluster share the
+// columns. All partial sums meet in shared memory in a fixed order (no atomics: the same input gives
+// the same bits).
 #pragma once
-#include "cache.cuh"
+#include "codes.cuh"
+#include "epilogue.cuh"
 #include "wgmma.cuh"
-
-enum Epilogue { STORE_QKV = 0, ADD_RESIDUAL = 1, GATE = 2, LOGITS = 3 };
-
-struct GemmParams {
-  const char *weight;   // tiles [row_tiles][k_tiles]
-  const char *input;    // tiles [tokens / 64][k_tiles]
-  const float *squares; // [square_tiles][square_stride] sums of squares of the inputs, or null
-  int k_tiles, row_tiles, tokens, stages, epilogue;
-  int near; // tiles beyond the ring that are asked for before the inputs are there
-  int square_tiles, square_stride;
-  float inv_width, eps;
-  // ADD_RESIDUAL
-  float *hidden;           // [tokens][width]
-  void *next;              // tiles: the next norm's input times its weight
-  const float *next_norm;  // [width]
-  float *squares_out;
-  int width, next_tiles;
-  // STORE_QKV
-  const float *bias;       // [rows] or null
-  void *query;             // [tokens][q_dim]
-  float *raw;              // [tokens][rows]: everything unrotated, for models that norm heads
-  char *cache;
-  const int *positions;
-  const int *places;       // block * 16 + position in it
-  const float2 *rope;      // [positions][rotary / 2] cosine, sine
-  int q_dim, kv_dim, head_dim, rotary, kv_kind;
-  // GATE
-  void *gated;             // tiles
-  int gated_tiles, gelu, gated_width;
-  // LOGITS
-  float *logits;           // [tokens][vocab]
-  const int *wanted;       // [tokens]: also store the logits
-  float *best_value;       // [tokens][row_tiles]
-  int *best_index;
-  int vocab;
-  float softcap;
-};
-
-// A warp finishes U tokens at once, `step` apart, of which the first `n` are real: what it loads for
-// them is under way together.
-template <typename T, int U>
-static __device__ inline void store_qkv(const GemmParams &p, int token, int step, int n, int row, float2 *v) {
-  int end = p.q_dim + 2 * p.kv_dim;
-  if (row >= end) return;
-  if (p.bias) {
-    float2 bias = *reinterpret_cast<const float2 *>(p.bias + row);
-#pragma unroll
-    for (int u = 0; u < U; ++u) v[u].x += bias.x, v[u].y += bias.y;
-  }
-  if (p.raw) {
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-      if (u < n) *reinterpret_cast<float2 *>(p.raw + (size_t)(token + u * step) * end + row) = v[u];
-    return;
-  }
-  int place[U];
-  if (row >= p.q_dim) {
-#pragma unroll
-    for (int u = 0; u < U; ++u) place[u] = u < n ? p.places[token + u * step] : 0;
-  }
-  int pair = (row % p.head_dim) >> 1;
-  if (row < p.q_dim + p.kv_dim && pair < p.rotary / 2) {
-    int position[U];
-    float2 turn[U];
-#pragma unroll
-    for (int u = 0; u < U; ++u) position[u] = u < n ? p.positions[token + u * step] : 0;
-#pragma unroll
-    for (int u = 0; u < U; ++u) turn[u] = p.rope[(size_t)position[u] * (p.rotary / 2) + pair];
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-      v[u] = make_float2(v[u].x * turn[u].x - v[u].y * turn[u].y, v[u].y * turn[u].x + v[u].x * turn[u].y);
-  }
-  if (row < p.q_dim) {
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-      if (u < n) {
-        T *to = reinterpret_cast<T *>(p.query) + (size_t)(token + u * step) * p.q_dim + row;
-        *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(v[u].x, v[u].y);
-      }
-    return;
-  }
-  row -= p.q_dim;
-  bool key = row < p.kv_dim;
-  if (!key) row -= p.kv_dim;
-#pragma unroll
-  for (int u = 0; u < U; ++u)
-    if (u < n) write_kv<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place[u], row, key, v[u]);
-}
-
-template <typename T, int U>
-static __device__ inline void add_residual(const GemmParams &p, int token, int step, int n, int tile, int lane,
-                                           float2 *v) {
-  int row = tile * 64 + lane * 2;
-  float sum[U];
-#pragma unroll
-  for (int u = 0; u < U; ++u) sum[u] = 0;
-  if (row < p.width) {
-    float2 norm = *reinterpret_cast<const float2 *>(p.next_norm + row);
-    float *at = p.hidden + (size_t)token * p.width + row;
-    size_t stride = (size_t)step * p.width;
-    float2 h[U];
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-      h[u] = u < n ? *reinterpret_cast<const float2 *>(at + u * stride) : make_float2(0, 0);
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      h[u].x += v[u].x;
-      h[u].y += v[u].y;
-      sum[u] = h[u].x * h[u].x + h[u].y * h[u].y;
-      if (u < n) {
-        *reinterpret_cast<float2 *>(at + u * stride) = h[u];
-        T *to = reinterpret_cast<T *>(p.next) + tile_at(token + u * step, row, p.next_tiles);
-        *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(h[u].x * norm.x, h[u].y * norm.y);
-      }
-    }
-  }
-#pragma unroll
-  for (int u = 0; u < U; ++u) sum[u] = warp_sum(sum[u]);
-#pragma unroll
-  for (int u = 0; u < U; ++u)
-    if (lane == u && u < n) p.squares_out[tile * p.square_stride + token + u * step] = sum[u];
-}
-
-static __device__ inline float activate(float x, int gelu) {
-  if (gelu) return 0.5f * x * (1.f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-  return x / (1.f + __expf(-x));
-}
-
-// Rows lie as eight of the gate, the same eight of the other half, and so on.
-template <typename T, int U>
-static __device__ inline void store_gated(const GemmParams &p, int token, int step, int n, int tile, int lane,
-                                          float2 *v) {
-  int at = tile * 32 + (lane >> 3) * 8 + (lane & 3) * 2;
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    float2 up = make_float2(__shfl_down_sync(~0u, v[u].x, 4), __shfl_down_sync(~0u, v[u].y, 4));
-    if ((lane & 4) || at >= p.gated_width || u >= n) continue;
-    T *to = reinterpret_cast<T *>(p.gated) + tile_at(token + u * step, at, p.gated_tiles);
-    *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(activate(v[u].x, p.gelu) * up.x, activate(v[u].y, p.gelu) * up.y);
-  }
-}
-
-template <int U>
-static __device__ inline void choose(const GemmParams &p, int token, int step, int n, int tile, int lane,
-                                     const float2 *v) {
-  int row = tile * 64 + lane * 2;
-  float best[U];
-  int index[U], wanted[U];
-#pragma unroll
-  for (int u = 0; u < U; ++u) wanted[u] = u < n ? p.wanted[token + u * step] : 0;
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    float a = row < p.vocab ? v[u].x : -INFINITY, b = row + 1 < p.vocab ? v[u].y : -INFINITY;
-    best[u] = fmaxf(a, b);
-    index[u] = b > a ? row + 1 : row;
-    if (wanted[u]) {
-      float *to = p.logits + (size_t)(token + u * step) * p.vocab + row;
-      float cap = p.softcap;
-      if (row < p.vocab) to[0] = cap > 0 ? cap * tanhf(a / cap) : a;
-      if (row + 1 < p.vocab) to[1] = cap > 0 ? cap * tanhf(b / cap) : b;
-    }
-  }
-#pragma unroll
-  for (int i = 16; i > 0; i >>= 1) {
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      float other = __shfl_xor_sync(~0u, best[u], i);
-      int at = __shfl_xor_sync(~0u, index[u], i);
-      if (other > best[u] || (other == best[u] && at < index[u])) {
-        best[u] = other;
-        index[u] = at;
-      }
-    }
-  }
-#pragma unroll
-  for (int u = 0; u < U; ++u)
-    if (lane == u && u < n) {
-      p.best_value[(size_t)(token + u * step) * p.row_tiles + tile] = best[u];
-      p.best_index[(size_t)(token + u * step) * p.row_tiles + tile] = index[u];
-    }
-}
-
 #include "direct.cuh"
 
 // Two warpgroups that multiply and a warp that fetches. The largest kernel has a whole warpgroup in
@@ -200,78 +20,85 @@ static __device__ inline void choose(const GemmParams &p, int token, int step, i
 #define RED_STRIDE 68
 
 static __device__ inline void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
-static __device__ inline uint32_t cluster_size() {
-  uint32_t n = 1;
-#if HAS_BULK
-  asm volatile("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(n));
-#endif
-  return n;
-}
-static __device__ inline uint32_t cluster_rank() {
-  uint32_t n = 0;
-#if HAS_BULK
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(n));
-#endif
-  return n;
-}
-static __device__ inline void cluster_sync() {
-#if HAS_BULK
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-static __device__ inline float2 read_shared(uint32_t address, uint32_t rank) {
-  float2 v;
-#if HAS_BULK
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(there) : "memory");
-#else
-  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
-#endif
-  return v;
-}
+// Weights of bf16, in the place of a format of codes.
+struct Plain { static constexpr int kFormat = AS_BF16, kTable = 0; };
+template <typename W> struct TileBytes { static constexpr uint32_t value = 4 * W::kBytes; };
+template <> struct TileBytes<Plain> { static constexpr uint32_t value = 8192; };
 
-// One tile of the ring: 64 columns of all rows and tokens.
+#if !HAS_WGMMA
+// 16 rows and columns, in `a`, of all tokens.
 template <typename T, int TM>
-static __device__ inline void multiply(float *acc, uint32_t weight, uint32_t input, int warp, int lane, int keep) {
-#if HAS_WGMMA
-  uint64_t a = tile_descriptor(weight), b = tile_descriptor(input);
+static __device__ inline void multiply_step(float *acc, const uint32_t *a, uint32_t input, int k, int lane) {
+  if (TM == 8) {
+    uint32_t b[2];
+    int token = lane & 7;
+    ldmatrix2(b, input + token * 128 + (((2 * k + ((lane >> 3) & 1)) ^ token) << 4));
+    mma<T>(acc, a, b);
+  } else {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) Wgmma<T, TM>::run(acc, a + 2 * k, b + 2 * k, k > 0 ? 1 : keep);
-#else
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    uint32_t a[4];
-    int row = (warp & 3) * 16 + (lane & 15);
-    ldmatrix4(a, weight + row * 128 + (((2 * k + (lane >> 4)) ^ (row & 7)) << 4));
-    if (TM == 8) {
-      uint32_t b[2];
-      int token = lane & 7;
-      ldmatrix2(b, input + token * 128 + (((2 * k + ((lane >> 3) & 1)) ^ token) << 4));
-      mma<T>(acc, a, b);
-    } else {
-#pragma unroll
-      for (int n = 0; n < TM / 16; ++n) {
-        uint32_t b[4];
-        int token = n * 16 + (lane >> 4) * 8 + (lane & 7);
-        ldmatrix4(b, input + token * 128 + (((2 * k + ((lane >> 3) & 1)) ^ (token & 7)) << 4));
-        mma<T>(acc + n * 8, a, b);
-        mma<T>(acc + n * 8 + 4, a, b + 2);
-      }
+    for (int n = 0; n < TM / 16; ++n) {
+      uint32_t b[4];
+      int token = n * 16 + (lane >> 4) * 8 + (lane & 7);
+      ldmatrix4(b, input + token * 128 + (((2 * k + ((lane >> 3) & 1)) ^ (token & 7)) << 4));
+      mma<T>(acc + n * 8, a, b);
+      mma<T>(acc + n * 8 + 4, a, b + 2);
     }
   }
+}
 #endif
+
+// One tile of the ring: 64 columns of all rows and tokens. With wgmma it ends later, but codes' own
+// registers must not change before.
+template <typename T, int TM, typename W>
+static __device__ inline void multiply(float *acc, uint32_t weight, uint32_t input, uint32_t table, int warp,
+                                       int lane, int keep) {
+  if constexpr (W::kFormat == AS_BF16) {
+#if HAS_WGMMA
+    uint64_t a = tile_descriptor(weight), b = tile_descriptor(input);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) Wgmma<T, TM>::run(acc, a + 2 * k, b + 2 * k, k > 0 ? 1 : keep);
+    wgmma_commit();
+#else
+    int row = (warp & 3) * 16 + (lane & 15);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      uint32_t a[4];
+      ldmatrix4(a, weight + row * 128 + (((2 * k + (lane >> 4)) ^ (row & 7)) << 4));
+      multiply_step<T, TM>(acc, a, input, k, lane);
+    }
+#endif
+  } else {
+    Codes<W> codes;
+    codes.load(weight + (warp & 3) * W::kBytes, lane);
+    uint32_t a[4][4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) codes.expand(k, table, a[k]);
+#if HAS_WGMMA
+    uint64_t b = tile_descriptor(input);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) Wgmma<T, TM>::run(acc, a[k], b + 2 * k, k > 0 ? 1 : keep);
+    wgmma_commit();
+    wgmma_wait<0>();
+#else
+#pragma unroll
+    for (int k = 0; k < 4; ++k) multiply_step<T, TM>(acc, a[k], input, k, lane);
+#endif
+  }
 }
 
-template <typename T, int TM, int RT>
+// Shared memory: the ring's activations, its weights, the sums, the norms' factors, barriers, a table.
+template <typename T, int TM, int RT, typename W>
 static __device__ inline void gemm(const GemmParams &p) {
-  constexpr uint32_t kStage = RT * 8192 + TM * 128;
+  constexpr uint32_t kTile = TileBytes<W>::value;
   // Tokens whose sums are in shared memory at once.
   constexpr int kChunk = TM == 256 ? 32 : TM;
   extern __shared__ __align__(1024) char smem[];
   constexpr uint32_t kRed = 2 * kChunk * RED_STRIDE * 4;
-  float *red = reinterpret_cast<float *>(smem + p.stages * kStage);
-  float *scale = reinterpret_cast<float *>(smem + p.stages * kStage + kRed);
+  char *weights = smem + p.stages * TM * 128, *behind = weights + p.stages * RT * kTile;
+  float *red = reinterpret_cast<float *>(behind);
+  float *scale = reinterpret_cast<float *>(behind + kRed);
   uint32_t full = smem_address(scale + TM), empty = full + 8 * p.stages;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, stages = p.stages;
 
@@ -285,6 +112,8 @@ static __device__ inline void gemm(const GemmParams &p) {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   }
+  [[maybe_unused]] uint32_t table = empty + 8 * p.stages + (threadIdx.x & 31) * 4;
+  if (W::kTable > 0) fill_nf4_table(reinterpret_cast<char *>(scale + TM) + 16 * p.stages, warp, blockDim.x >> 5, lane);
   __syncthreads();
 
   int parts = cluster_size(), rank = cluster_rank();
@@ -309,11 +138,11 @@ static __device__ inline void gemm(const GemmParams &p) {
     auto fetch_weight = [&](int item, int k, int slot) {
       int group, tokens;
       place(item, group, tokens);
-      size_t row_bytes = (size_t)p.k_tiles * 8192;
-      const char *from = p.weight + group * RT * row_bytes + (size_t)(k0 + k) * 8192;
+      size_t row_bytes = (size_t)p.k_tiles * kTile;
+      const char *from = p.weight + group * RT * row_bytes + (size_t)(k0 + k) * kTile;
       // An odd last tile is fetched twice and its second result dropped.
       size_t stride = group * RT + RT <= p.row_tiles ? row_bytes : 0;
-      fetch(smem_address(smem) + slot * kStage, from, 8192, RT, stride, full + 8 * slot, lane, once);
+      fetch(smem_address(weights) + slot * RT * kTile, from, kTile, RT, stride, full + 8 * slot, lane, once);
     };
     auto fetch_input = [&](int item, int k, int slot) {
       int group, tokens;
@@ -321,7 +150,7 @@ static __device__ inline void gemm(const GemmParams &p) {
       constexpr int kRows = TM < 64 ? TM : 64;
       size_t at = (size_t)(tokens * TM / 64) * p.k_tiles * 8192 + (size_t)(k0 + k) * 8192 +
                   (tokens * TM % 64) * 128;
-      fetch(smem_address(smem) + slot * kStage + RT * 8192, p.input + at, kRows * 128, TM / kRows,
+      fetch(smem_address(smem) + slot * TM * 128, p.input + at, kRows * 128, TM / kRows,
             (size_t)p.k_tiles * 8192, full + 8 * slot, lane, often);
     };
     int ahead = min(stages, count);
@@ -333,7 +162,7 @@ static __device__ inline void gemm(const GemmParams &p) {
       for (int k = ahead; k < min(count, ahead + p.near); ++k)
         for (int r = 0; r < min(RT, p.row_tiles - first * RT); ++r)
           asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
-                           p.weight + ((size_t)(first * RT + r) * p.k_tiles + k0 + k) * 8192), "r"(8192) : "memory");
+                           p.weight + ((size_t)(first * RT + r) * p.k_tiles + k0 + k) * kTile), "r"(kTile) : "memory");
     __syncwarp();
 #endif
     wait_for_inputs();
@@ -401,28 +230,26 @@ static __device__ inline void gemm(const GemmParams &p) {
     for (int k = 0; k < count; ++k) {
       if (RT == 2 || (slot & 1) == wg) {
         barrier_wait(full + 8 * slot, round & 1);
-        uint32_t base = smem_address(smem) + slot * kStage;
-        uint32_t weight = base + (RT == 2 ? wg * 8192 : 0);
+        uint32_t weight = smem_address(weights) + (slot * RT + (RT == 2 ? wg : 0)) * kTile;
+        multiply<T, TM, W>(acc, weight, smem_address(smem) + slot * TM * 128, table, warp, lane, before >= 0);
+        if (HAS_WGMMA && W::kFormat == AS_BF16) {
+          if (before >= 0) {
 #if HAS_WGMMA
-        wgmma_fence();
-        multiply<T, TM>(acc, weight, base + RT * 8192, warp, lane, before >= 0);
-        wgmma_commit();
-        if (before >= 0) {
-          wgmma_wait<1>();
-          if (lane == 0) barrier_arrive(empty + 8 * before);
+            wgmma_wait<1>();
+#endif
+            if (lane == 0) barrier_arrive(empty + 8 * before);
+          }
+        } else {
+          __syncwarp();
+          if (lane == 0) barrier_arrive(empty + 8 * slot);
         }
         before = slot;
-#else
-        multiply<T, TM>(acc, weight, base + RT * 8192, warp, lane, 1);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(empty + 8 * slot);
-#endif
       }
       if (++slot == stages) slot = 0, ++round;
     }
 #if HAS_WGMMA
     wgmma_wait<0>();
-    if (before >= 0 && lane == 0) barrier_arrive(empty + 8 * before);
+    if (W::kFormat == AS_BF16 && before >= 0 && lane == 0) barrier_arrive(empty + 8 * before);
     if (before < 0) {
 #pragma unroll
       for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
@@ -518,12 +345,18 @@ static __device__ inline void gemm(const GemmParams &p) {
   }
 }
 
-#define GEMM(T, TM, RT, BLOCKS)                                                                    \
+#define GEMM(NAME, TM, RT, W, BLOCKS)                                                              \
   extern "C" __global__ void __launch_bounds__(GEMM_THREADS(TM), BLOCKS)                           \
-      gemm_##T##_##TM##_##RT(const __grid_constant__ GemmParams p) {                               \
-    gemm<T, TM, RT>(p);                                                                            \
+      gemm_##NAME##_##TM##_##RT(const __grid_constant__ GemmParams p) {                            \
+    gemm<bf16, TM, RT, W>(p);                                                                      \
   }
-#define GEMMS(T) GEMM(T, 8, 1, 2) GEMM(T, 16, 1, 2) GEMM(T, 32, 1, 2) GEMM(T, 64, 1, 2)            \
-  GEMM(T, 64, 2, 1) GEMM(T, 128, 2, 1) GEMM(T, 256, 2, 1)
-GEMMS(bf16)
-
+#define GEMMS(NAME, W) GEMM(NAME, 16, 1, W, 2) GEMM(NAME, 32, 1, W, 2) GEMM(NAME, 64, 2, W, 1)     \
+  GEMM(NAME, 128, 2, W, 1) GEMM(NAME, 256, 2, W, 1)
+GEMMS(bf16, Plain)
+GEMM(bf16, 8, 1, Plain, 2)
+GEMM(bf16, 64, 1, Plain, 2)
+GEMMS(nf4, Nf4)
+GEMMS(q4, Q4)
+GEMMS(m4, M4)
+GEMMS(q8, Q8)
+GEMMS(f8, F8)

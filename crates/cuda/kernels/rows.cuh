@@ -1,59 +1,7 @@
-// What is done row by row: packing weights, taking over a step, looking tokens up, norms of heads.
+// What is done row by row: taking over a step, looking tokens up, norms of heads.
 #pragma once
 #include "cache.cuh"
-
-// Element types that weights arrive in.
-enum Source { FROM_F32 = 0, FROM_F16 = 1, FROM_BF16 = 2, FROM_NOTHING = 3 };
-
-static __device__ inline uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
-}
-
-// Random weights: a sum of four uniform numbers, near enough to a normal one.
-static __device__ inline float random_weight(uint64_t seed, size_t at, float deviation) {
-  uint64_t bits = mix(seed + 0x9E3779B97F4A7C15ull * (at + 1));
-  int sum = (int)(bits & 0xFFFF) + (int)(bits >> 16 & 0xFFFF) + (int)(bits >> 32 & 0xFFFF) + (int)(bits >> 48);
-  return (sum - 131070) * (deviation / 37837.2f);
-}
-
-static __device__ inline float read_as_float(const void *from, size_t at, int source) {
-  if (source == FROM_F32) return reinterpret_cast<const float *>(from)[at];
-  if (source == FROM_F16) return __half2float(reinterpret_cast<const f16 *>(from)[at]);
-  return __bfloat162float(reinterpret_cast<const bf16 *>(from)[at]);
-}
-
-// How rows of a checkpoint's matrix become rows of ours.
-struct PackParams {
-  const void *from;
-  void *to;
-  int rows, cols, source; // rows and columns of this piece
-  int first_row;          // of the piece in its matrix
-  int row_offset;         // of the matrix in ours
-  int col_tiles;
-  int head_dim, half;     // > 0: rows of heads; pairs (i, i + half) become neighbours
-  int group, lane;        // > 0: `group` rows of ours, then `group` of the other half
-  float deviation;        // FROM_NOTHING: of random weights
-  uint64_t seed;
-};
-
-template <typename T> static __device__ inline void pack(const PackParams &p) {
-  int row = blockIdx.y;
-  int r = p.first_row + row;
-  if (p.head_dim > 0) {
-    int within = r % p.head_dim;
-    if (within < 2 * p.half) within = within < p.half ? 2 * within : 2 * (within - p.half) + 1;
-    r = r - r % p.head_dim + within;
-  }
-  if (p.group > 0) r = r / p.group * 2 * p.group + p.lane * p.group + r % p.group;
-  r += p.row_offset;
-  for (int col = blockIdx.x * blockDim.x + threadIdx.x; col < p.cols; col += gridDim.x * blockDim.x)
-    reinterpret_cast<T *>(p.to)[tile_at(r, col, p.col_tiles)] =
-        Pair<T>::one(p.source == FROM_NOTHING
-                         ? random_weight(p.seed, (size_t)(p.first_row + row) * p.cols + col, p.deviation)
-                         : read_as_float(p.from, (size_t)row * p.cols + col, p.source));
-}
+#include "pack.cuh"
 
 // A step arrives in memory of the host and is copied by the GPU itself, so that one graph serves
 // every step: which of the host's places it is in, the GPU counts along.
@@ -87,7 +35,7 @@ static __device__ inline void copy_step(const StepParams &p) {
 }
 
 struct RowsParams {
-  const void *embedding;  // tiles
+  const void *embedding;  // tiles of `format`
   const int *tokens;      // ids, or -1 - slot: what the slot sampled last
   const int *last;        // [slots]
   float *hidden;          // [tokens][width]
@@ -96,7 +44,8 @@ struct RowsParams {
   float *squares;         // [tiles][square_stride]
   int width, next_tiles, square_stride;
   float scale;            // of the embedding
-  int square_parts, pad;  // sums of squares for 64 columns; all but the first are zero here
+  int square_parts;       // sums of squares for 64 columns; all but the first are zero here
+  int format;             // of the embedding
   // gather
   const int *rows;        // which tokens' outputs are wanted
   void *gathered;
@@ -115,8 +64,8 @@ template <typename T> static __device__ inline void embed(const RowsParams &p) {
     int col = tile * 64 + lane * 2;
     float sum = 0;
     if (col < p.width) {
-      const T *from = reinterpret_cast<const T *>(p.embedding) + tile_at(id, col, p.next_tiles);
-      float a = Pair<T>::up(from[0]) * p.scale, b = Pair<T>::up(from[1]) * p.scale;
+      float a = weight_at(p.format, p.embedding, id, col, p.next_tiles) * p.scale;
+      float b = weight_at(p.format, p.embedding, id, col + 1, p.next_tiles) * p.scale;
       *reinterpret_cast<float2 *>(p.hidden + (size_t)token * p.width + col) = make_float2(a, b);
       *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.next) + tile_at(token, col, p.next_tiles)) =
           Pair<T>::pack(a * p.next_norm[col], b * p.next_norm[col + 1]);
@@ -196,7 +145,6 @@ template <typename T> static __device__ inline void norm_heads(const HeadsParams
 }
 
 #define ROWS(T)                                                                                    \
-  extern "C" __global__ void pack_##T(const __grid_constant__ PackParams p) { pack<T>(p); }        \
   extern "C" __global__ void embed_##T(const __grid_constant__ RowsParams p) { embed<T>(p); }      \
   extern "C" __global__ void norm_heads_##T(const __grid_constant__ HeadsParams p) { norm_heads<T>(p); }
 ROWS(bf16)

@@ -1,7 +1,8 @@
 // One token for each row of logits. A row whose request is plainly greedy has its best token from
-// the tiles' best; for the others a block of 1,024 threads works through the row of logits:
-// penalties, mask, biases, temperature, min-p, top-k, top-p, in this order, and log-probabilities
-// of the logits as the model gave them.
+// the tiles' best; for the others a team of blocks with 1,024 threads each works through the row of
+// logits: penalties, mask, biases, temperature, min-p, top-k, top-p, in this order, and
+// log-probabilities of the logits as the model gave them. A team is a cluster: its blocks take turns
+// in the row, exchange sums through their shared memory in a fixed order and so decide alike.
 #pragma once
 #include "rows.cuh"
 
@@ -49,18 +50,7 @@ struct SampleParams {
 
 struct Best { float value; int index; };
 static __device__ inline bool before(float a, int i, float b, int j) { return a > b || (a == b && i < j); }
-
-static __device__ inline Best block_best(Best mine, Best *shared) {
-#pragma unroll
-  for (int i = 16; i > 0; i >>= 1) {
-    float value = __shfl_xor_sync(~0u, mine.value, i);
-    int index = __shfl_xor_sync(~0u, mine.index, i);
-    if (before(value, index, mine.value, mine.index)) mine.value = value, mine.index = index;
-  }
-  __syncthreads();
-  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = mine;
-  __syncthreads();
-  mine = shared[threadIdx.x & 31];
+static __device__ inline Best warp_best(Best mine) {
 #pragma unroll
   for (int i = 16; i > 0; i >>= 1) {
     float value = __shfl_xor_sync(~0u, mine.value, i);
@@ -70,13 +60,72 @@ static __device__ inline Best block_best(Best mine, Best *shared) {
   return mine;
 }
 
-static __device__ inline float block_sum(float x, float *shared) {
-  x = warp_sum(x);
-  __syncthreads();
-  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = x;
-  __syncthreads();
-  return warp_sum(shared[threadIdx.x & 31]);
-}
+#define CUTS 7
+#define MOST_SUMS 15
+
+// The blocks that work on a row. What they exchange lies in two places in turns: whoever writes one
+// knows that everyone has read it.
+struct Team {
+  int size, rank, turn;
+  float2 *warps;    // [32 x MOST_SUMS]
+  float2 *exchange; // [2][MOST_SUMS]
+
+  __device__ int first() const { return rank * SAMPLE_THREADS + threadIdx.x; }
+  __device__ int step() const { return size * SAMPLE_THREADS; }
+  __device__ void meet() const {
+    if (size > 1) cluster_sync();
+    else __syncthreads();
+  }
+  // What block `from` has given, at `i`.
+  __device__ float2 of(int i, int from) const {
+    uint32_t at = smem_address(exchange + turn * MOST_SUMS + i);
+    return size > 1 ? read_shared(at, from) : exchange[turn * MOST_SUMS + i];
+  }
+  // The sums over all blocks of N numbers of each thread; every thread has them afterwards.
+  template <int N> __device__ void sum(float *x) {
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    turn ^= 1;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float all = warp_sum(x[n]);
+      if (lane == 0) warps[n * 32 + warp].x = all;
+    }
+    __syncthreads();
+    if (warp < N) {
+      float all = warp_sum(warps[warp * 32 + lane].x);
+      if (lane == 0) exchange[turn * MOST_SUMS + warp].x = all;
+    }
+    meet();
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      x[n] = 0;
+      for (int from = 0; from < size; ++from) x[n] += of(n, from).x;
+    }
+  }
+  __device__ float sum(float x) {
+    sum<1>(&x);
+    return x;
+  }
+  __device__ Best best(Best mine) {
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    turn ^= 1;
+    mine = warp_best(mine);
+    if (lane == 0) warps[warp] = make_float2(mine.value, __int_as_float(mine.index));
+    __syncthreads();
+    if (warp == 0) {
+      mine = warp_best({warps[lane].x, __float_as_int(warps[lane].y)});
+      if (lane == 0) exchange[turn * MOST_SUMS] = make_float2(mine.value, __int_as_float(mine.index));
+    }
+    meet();
+    mine = {-INFINITY, 0x7FFFFFFF};
+    for (int from = 0; from < size; ++from) {
+      float2 other = of(0, from);
+      if (before(other.x, __float_as_int(other.y), mine.value, mine.index))
+        mine = {other.x, __float_as_int(other.y)};
+    }
+    return mine;
+  }
+};
 
 // Floats as integers of the same order, and back.
 static __device__ inline uint32_t order_of(float x) {
@@ -88,59 +137,68 @@ static __device__ inline float from_order(uint32_t order) {
 }
 
 // Calls f(logit, token) for this thread's share of a row, eight loads under way at a time.
-template <typename F> static __device__ inline void for_logits(const float *row, int vocab, F f) {
-  for (int i = threadIdx.x; i < vocab; i += 8 * SAMPLE_THREADS) {
+template <typename F> static __device__ inline void for_logits(const Team &team, const float *row, int vocab, F f) {
+  int step = team.step();
+  for (int i = team.first(); i < vocab; i += 8 * step) {
     float x[8];
 #pragma unroll
-    for (int u = 0; u < 8; ++u) x[u] = i + u * SAMPLE_THREADS < vocab ? row[i + u * SAMPLE_THREADS] : 0;
+    for (int u = 0; u < 8; ++u) x[u] = i + u * step < vocab ? row[i + u * step] : 0;
 #pragma unroll
     for (int u = 0; u < 8; ++u)
-      if (i + u * SAMPLE_THREADS < vocab) f(x[u], i + u * SAMPLE_THREADS);
+      if (i + u * step < vocab) f(x[u], i + u * step);
   }
 }
 
-#define CUTS 7
-// The largest `t` for which the logits at or above it weigh at least `goal`, by narrowing in steps
-// of eight; `weigh(x)` is 1 to count logits, their probability to fill a share.
+// A `t` such that the logits at or above it weigh at least `goal`, and fewer would not, by narrowing in
+// steps of eight; `weigh(x)` is 1 to count logits, their probability to fill a share.
 template <typename Weigh>
-static __device__ inline float cut_at(const float *row, int vocab, float floor, float top, float goal,
-                                      float *shared, Weigh weigh) {
+static __device__ inline float cut_at(Team &team, const float *row, int vocab, float floor, float top, float goal,
+                                      Weigh weigh) {
   uint32_t low = order_of(floor), high = order_of(top); // the answer is in [low, high]
+  float above = 0;                                      // weight of what is above `high`
   while (low < high) {
     // ceil((high - low) / 8), so that the last cut reaches `high` when they are near.
     uint32_t step = (high - low + CUTS) / (CUTS + 1);
-    float cuts[CUTS], sums[CUTS];
-#pragma unroll
-    for (int i = 0; i < CUTS; ++i) {
-      uint32_t at = low + (i + 1) * step;
-      cuts[i] = at > high ? INFINITY : from_order(at);
-      sums[i] = 0;
-    }
-    for_logits(row, vocab, [&](float x, int) {
-      if (x < cuts[0]) return;
-      float w = weigh(x);
-#pragma unroll
-      for (int c = 0; c < CUTS; ++c) sums[c] += x >= cuts[c] ? w : 0;
-    });
-    // All sums meet at once: [CUTS][32 warps].
-#pragma unroll
-    for (int c = 0; c < CUTS; ++c) sums[c] = warp_sum(sums[c]);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0)
-#pragma unroll
-      for (int c = 0; c < CUTS; ++c) shared[c * 32 + (threadIdx.x >> 5)] = sums[c];
-    __syncthreads();
-    uint32_t next_low = low, next_high = high;
+    float least = from_order(low), most = from_order(high), cuts[CUTS];
+    float sums[2 * CUTS + 1]; // weights at or above each cut, numbers of them, and of all in between
 #pragma unroll
     for (int c = 0; c < CUTS; ++c) {
-      float sum = warp_sum(shared[c * 32 + (threadIdx.x & 31)]);
       uint32_t at = low + (c + 1) * step;
-      if (at > high) continue;
-      if (sum >= goal) next_low = at;
-      else if (at - 1 < next_high) next_high = at - 1;
+      cuts[c] = at > high ? INFINITY : from_order(at);
+      sums[c] = sums[CUTS + c] = 0;
+    }
+    sums[2 * CUTS] = 0;
+    for_logits(team, row, vocab, [&](float x, int) {
+      if (x < least || x > most) return;
+      float w = weigh(x);
+      sums[2 * CUTS] += 1;
+#pragma unroll
+      for (int c = 0; c < CUTS; ++c) {
+        sums[c] += x >= cuts[c] ? w : 0;
+        sums[CUTS + c] += x >= cuts[c] ? 1 : 0;
+      }
+    });
+    team.sum<2 * CUTS + 1>(sums);
+    uint32_t next_low = low, next_high = high;
+    float base = above, from = sums[2 * CUTS], to = 0;
+    bool ended = false;
+#pragma unroll
+    for (int c = 0; c < CUTS; ++c) {
+      uint32_t at = low + (c + 1) * step;
+      if (at > high || ended) continue;
+      if (base + sums[c] >= goal) {
+        next_low = at;
+        from = sums[CUTS + c];
+      } else {
+        next_high = at - 1;
+        above = base + sums[c];
+        to = sums[CUTS + c];
+        ended = true;
+      }
     }
     low = next_low;
     high = next_high;
+    if (from - to <= 1) break; // one logit is left to be taken or not, and it is
   }
   return from_order(low);
 }
@@ -158,12 +216,11 @@ static __device__ inline float undo(const SampleParams &p, const RowSettings &s,
   return x;
 }
 
-static __device__ inline void sample_row(const SampleParams &p, const RowSettings &s, RowResult *out) {
-  __shared__ Best bests[32];
-  __shared__ float sums[32 * CUTS];
+static __device__ inline void sample_row(const SampleParams &p, const RowSettings &s, Team &team, float *row,
+                                         RowResult *out) {
+  __shared__ float sums[32];
   __shared__ int chosen;
   int tid = threadIdx.x;
-  float *row = p.logits + (size_t)blockIdx.x * p.vocab;
 
   float log_total = 0;
   if (s.logprobs >= 0) {
@@ -171,17 +228,17 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
     float top = 0;
     for (int n = 0; n < max(1, min(s.logprobs, MOST_LOGPROBS)); ++n) {
       Best mine = {-INFINITY, 0x7FFFFFFF};
-      for_logits(row, p.vocab, [&](float x, int i) {
+      for_logits(team, row, p.vocab, [&](float x, int i) {
         if (before(last.value, last.index, x, i) && before(x, i, mine.value, mine.index)) mine = {x, i};
       });
-      last = block_best(mine, bests);
+      last = team.best(mine);
       if (n == 0) {
         top = last.value;
         float sum = 0;
-        for_logits(row, p.vocab, [&](float x, int) { sum += __expf(x - top); });
-        log_total = top + logf(block_sum(sum, sums));
+        for_logits(team, row, p.vocab, [&](float x, int) { sum += __expf(x - top); });
+        log_total = top + logf(team.sum(sum));
       }
-      if (tid == 0 && n < s.logprobs) {
+      if (tid == 0 && team.rank == 0 && n < s.logprobs) {
         out->top_tokens[n] = last.index;
         out->top_logprobs[n] = last.value - log_total;
       }
@@ -191,7 +248,7 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
   __syncthreads();
   const uint16_t *counts = p.counts + (size_t)s.slot * p.vocab;
   Best mine = {-INFINITY, 0x7FFFFFFF};
-  for_logits(row, p.vocab, [&](float x, int i) {
+  for_logits(team, row, p.vocab, [&](float x, int i) {
     if (s.counted) {
       int count = counts[i], times = count & 0x7FFF;
       if (count) x = x > 0 ? x / s.repetition : x * s.repetition;
@@ -203,39 +260,48 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
   });
   if (s.biases > 0) {
     __syncthreads();
-    for (int i = tid; i < s.biases; i += SAMPLE_THREADS)
-      atomicAdd(row + p.extras[s.bias_at + 2 * i], __int_as_float(p.extras[s.bias_at + 2 * i + 1]));
+    // Each block sees to its own share of the row.
+    for (int i = tid; i < s.biases; i += SAMPLE_THREADS) {
+      int token = p.extras[s.bias_at + 2 * i];
+      if (token / SAMPLE_THREADS % team.size == team.rank)
+        atomicAdd(row + token, __int_as_float(p.extras[s.bias_at + 2 * i + 1]));
+    }
     __syncthreads();
     mine = {-INFINITY, 0x7FFFFFFF};
-    for (int i = tid; i < p.vocab; i += SAMPLE_THREADS) {
+    for (int i = team.first(); i < p.vocab; i += team.step()) {
       float x = __ldcg(row + i);
       row[i] = x; // into this block's own cache, too
       if (before(x, i, mine.value, mine.index)) mine.value = x, mine.index = i;
     }
   }
-  Best best = block_best(mine, bests);
+  Best best = team.best(mine);
   int token = best.index;
+  bool ours = team.rank == 0; // who writes the result
   if (s.temperature > 0 && best.value > -INFINITY) {
     float top = best.value, sharp = 1.f / s.temperature;
     auto weight = [&](float x) { return __expf((x - top) * sharp); };
     // Below this the probability is nothing to a float.
     float floor = top + s.temperature * fmaxf(-25.f, s.min_p > 0 ? logf(s.min_p) : -25.f);
     if (s.top_k > 0 && s.top_k < p.vocab)
-      floor = cut_at(row, p.vocab, floor, top, (float)s.top_k, sums, [](float) { return 1.f; });
+      floor = cut_at(team, row, p.vocab, floor, top, (float)s.top_k, [](float) { return 1.f; });
     float total = 0;
     auto add = [&](float x, int) { total += x >= floor ? weight(x) : 0; };
-    for_logits(row, p.vocab, add);
-    float whole = block_sum(total, sums);
+    for_logits(team, row, p.vocab, add);
+    float whole = team.sum(total);
     if (s.top_p < 1.f) {
-      floor = cut_at(row, p.vocab, floor, top, whole * s.top_p, sums, weight);
+      floor = cut_at(team, row, p.vocab, floor, top, whole * s.top_p, weight);
       total = 0;
-      for_logits(row, p.vocab, add);
-      whole = block_sum(total, sums);
+      for_logits(team, row, p.vocab, add);
+      whole = team.sum(total);
     }
     // A point of the whole; the thread in whose share it lies looks for its token.
     const uint64_t kGolden = 0x9E3779B97F4A7C15ull;
     uint64_t bits = mix(mix(((uint64_t)s.seed_high << 32 | s.seed_low) + kGolden) + kGolden * ((uint64_t)s.draw + 1));
     float point = ((float)(bits >> 40) + 0.5f) * (1.f / 16777216.f) * whole;
+    float begin = 0;
+    for (int from = 0; from < team.rank; ++from) begin += team.of(0, from).x;
+    float end = begin + team.of(0, team.rank).x;
+    ours = (team.rank == 0 || point >= begin) && (team.rank == team.size - 1 || point < end);
     float inclusive = total;
 #pragma unroll
     for (int i = 1; i < 32; i <<= 1) {
@@ -246,12 +312,13 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
     if ((tid & 31) == 31) sums[tid >> 5] = inclusive;
     if (tid == 0) chosen = best.index;
     __syncthreads();
+    inclusive += begin;
     for (int w = 0; w < tid >> 5; ++w) inclusive += sums[w];
-    float begin = inclusive - total;
-    if (total > 0 && point >= begin && point < inclusive) {
+    begin = inclusive - total;
+    if (ours && total > 0 && point >= begin && point < inclusive) {
       int candidate = best.index;
       float at = begin;
-      for (int i = tid; i < p.vocab; i += SAMPLE_THREADS) {
+      for (int i = team.first(); i < p.vocab; i += team.step()) {
         if (row[i] < floor) continue;
         candidate = i;
         at += weight(row[i]);
@@ -262,10 +329,11 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
     __syncthreads();
     token = chosen;
   }
-  if (tid > 0) return;
+  if (tid > 0 || !ours) return;
   if (token >= p.vocab) token = 0; // all NaN: still a token
   out->token = token;
-  if (s.logprobs >= 0) out->logprob = undo(p, s, token, row[token]) - log_total;
+  // Another block's share of the row may have been changed: its own cache is not ours.
+  if (s.logprobs >= 0) out->logprob = undo(p, s, token, __ldcg(row + token)) - log_total;
   if (s.counted) {
     uint16_t *count = p.counts + (size_t)s.slot * p.vocab + token;
     if ((*count & 0x7FFF) < 0x7FFF) *count += 1;
@@ -273,30 +341,35 @@ static __device__ inline void sample_row(const SampleParams &p, const RowSetting
   p.last[s.slot] = token;
 }
 
-// grid: (rows)
+// grid: (blocks of a team x rows), in clusters of a team
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_rows(const __grid_constant__ SampleParams p) {
-  __shared__ Best bests[32];
+  __shared__ float2 warps[32 * MOST_SUMS];
+  __shared__ float2 exchange[2 * MOST_SUMS];
   let_next_start();
   wait_for_inputs();
   int turn = *p.turn, rows = *p.rows;
-  if ((int)blockIdx.x < rows) {
-    const RowSettings s = p.settings[blockIdx.x];
-    RowResult *out = reinterpret_cast<RowResult *>(p.results + (size_t)turn * p.results_stride) + blockIdx.x;
-    if (s.plain) {
+  Team team = {(int)cluster_size(), (int)cluster_rank(), 0, warps, exchange};
+  int at = blockIdx.x / team.size;
+  if (at < rows) {
+    const RowSettings s = p.settings[at];
+    RowResult *out = reinterpret_cast<RowResult *>(p.results + (size_t)turn * p.results_stride) + at;
+    if (!s.plain) {
+      sample_row(p, s, team, p.logits + (size_t)at * p.vocab, out);
+      team.meet(); // nobody leaves while others read what it has
+    } else if (team.rank == 0) {
+      Team alone = {1, 0, 0, warps, exchange};
       Best mine = {-INFINITY, 0x7FFFFFFF};
       for (int i = threadIdx.x; i < p.tiles; i += SAMPLE_THREADS) {
-        float value = p.best_value[(size_t)blockIdx.x * p.tiles + i];
-        int index = p.best_index[(size_t)blockIdx.x * p.tiles + i];
+        float value = p.best_value[(size_t)at * p.tiles + i];
+        int index = p.best_index[(size_t)at * p.tiles + i];
         if (before(value, index, mine.value, mine.index)) mine.value = value, mine.index = index;
       }
-      mine = block_best(mine, bests);
+      mine = alone.best(mine);
       int token = mine.index >= p.vocab ? 0 : mine.index;
       if (threadIdx.x == 0) {
         out->token = token;
         p.last[s.slot] = token;
       }
-    } else {
-      sample_row(p, s, out);
     }
   }
   // The last block moves the ring on.

@@ -1,12 +1,12 @@
-// Products for few tokens. A block computes 16 weight rows over all columns, item after item: its
+// Products for up to eight tokens. A block computes 16 weight rows over all columns, item after item: its
 // eight warps each have every eighth pair of tiles of columns and a ring of their own, which they
 // fill by themselves, and meet in shared memory in a fixed order. Weights are asked for before the
 // inputs are there; the activations come straight into registers.
 #pragma once
 #include "gemm.cuh"
 
-#define SKINNY_STAGE 4096
 #define SKINNY_STRIDE 20
+#define SKINNY_TOKENS 8
 
 // What the end of an item needs, loaded before its products.
 struct Ahead { float2 a, b; int place; };
@@ -93,130 +93,216 @@ static __device__ inline void end_logits(const GemmParams &p, int token, int row
   if (row + 1 < p.vocab && v.y > best) best = v.y, index = row + 1;
 }
 
-template <typename T, int NT>
+// A warp's share of a pair of tiles: two slabs of codes, with their scales behind all codes.
+template <typename W> struct Share {
+  static constexpr int kDepth = W::kBits == 4 ? 6 : 4; // places of a warp's ring
+  static constexpr int kBytes = 2 * W::kBytes;
+  static constexpr int kTileBytes = 4 * W::kBytes;     // from one tile of columns to the next
+  static constexpr int kSlabBytes = W::kBytes;
+  // Activations of a lane: token lane / 4, columns as in the first operand's fragments.
+  struct Inputs { uint32_t at[2][4][2]; };
+
+  static __device__ inline void load_inputs(Inputs &to, const char *from, int tiles, bool real, int lane) {
+    int token = lane >> 2;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int s = 0; s < 4; ++s)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const char *at = from + j * 8192 + token * 128 + (((2 * s + h) ^ token) << 4) + (lane & 3) * 4;
+          to.at[j][s][h] = real && j < tiles ? *reinterpret_cast<const uint32_t *>(at) : 0;
+        }
+  }
+  static __device__ inline void fetch(uint32_t to, const char *from, int tiles, int lane) {
+    constexpr int kPieces = W::kBytes / 16;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int i = 0; i < kPieces; i += 32)
+        if (j < tiles && (i + 32 <= kPieces || i + lane < kPieces))
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + j * W::kBytes + (i + lane) * 16),
+                       "l"(from + j * kTileBytes + (i + lane) * 16) : "memory");
+  }
+  static __device__ inline void multiply(float *acc, const Inputs &b, uint32_t at, int tiles, uint32_t table, int lane) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (j >= tiles) break;
+      Codes<W> codes;
+      codes.load(at + j * W::kBytes, lane);
+#pragma unroll
+      for (int block = 0; block < W::kBlocks; ++block) {
+        float part[4] = {0, 0, 0, 0}, sums[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int s = block * 4 / W::kBlocks; s < (block + 1) * 4 / W::kBlocks; ++s) {
+          uint32_t a[4];
+          codes.widen(s, table, a);
+          mma<bf16>(part, a, b.at[j][s]);
+          if (W::kMin) {
+            // What is added to each weight: once for each column's sum of inputs.
+            const uint32_t ones[4] = {0x3F803F80u, 0x3F803F80u, 0x3F803F80u, 0x3F803F80u};
+            mma<bf16>(sums, ones, b.at[j][s]);
+          }
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          acc[c] = fmaf(codes.scale[block][c >> 1], part[c], acc[c]);
+          if (W::kMin) acc[c] = fmaf(codes.add[block][c >> 1], sums[c], acc[c]);
+        }
+      }
+    }
+  }
+};
+
+// The same of bf16: 16 of a tile's 64 rows. Columns are taken in another order, the same on both sides,
+// so that 16 bytes are two fragments.
+template <> struct Share<Plain> {
+  static constexpr int kDepth = 2; // three: 2 to 4 % slower
+  static constexpr int kBytes = 4096;
+  static constexpr int kTileBytes = 8192;
+  static constexpr int kSlabBytes = 2048;
+  struct Inputs { uint4 at[2][2]; };
+
+  static __device__ inline void load_inputs(Inputs &to, const char *from, int tiles, bool real, int lane) {
+    int token = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const char *at = from + j * 8192 + token * 128 + (((q + 4 * h) ^ token) << 4);
+        to.at[j][h] = real && j < tiles ? *reinterpret_cast<const uint4 *>(at) : make_uint4(0, 0, 0, 0);
+      }
+  }
+  static __device__ inline void fetch(uint32_t to, const char *from, int tiles, int lane) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+      if (j < tiles)
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + lane * 16 + j * 2048 + c * 512),
+                       "l"(from + lane * 16 + j * 8192 + c * 512) : "memory");
+  }
+  static __device__ inline void multiply(float *acc, const Inputs &b, uint32_t base, int tiles, uint32_t, int lane) {
+    int g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (j >= tiles) break;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        uint32_t at = base + j * 2048 + g * 128 + (((q + 4 * h) ^ g) << 4);
+        uint4 x, y;
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(y.x), "=r"(y.y), "=r"(y.z), "=r"(y.w) : "r"(at + 1024) : "memory");
+        uint32_t a0[4] = {x.x, y.x, x.y, y.y}, a1[4] = {x.z, y.z, x.w, y.w};
+        uint4 v = b.at[j][h];
+        uint32_t b0[2] = {v.x, v.y}, b1[2] = {v.z, v.w};
+        mma<bf16>(acc, a0, b0);
+        mma<bf16>(acc + 4, a1, b1);
+      }
+    }
+  }
+};
+
+// Shared memory: the warps' rings, their sums, the norms' factors, a table.
+template <typename T, typename W>
 static __device__ inline void skinny(const GemmParams &p) {
-  constexpr int kTokens = NT * 8, kSum = kTokens * SKINNY_STRIDE;
+  typedef Share<W> S;
+  constexpr int kDepth = S::kDepth, kSum = SKINNY_TOKENS * SKINNY_STRIDE;
   extern __shared__ __align__(1024) char smem[];
-  int stages = p.stages;
-  float *red = reinterpret_cast<float *>(smem + stages * SKINNY_STAGE); // [8 warps][tokens][rows]
+  float *red = reinterpret_cast<float *>(smem + 8 * kDepth * S::kBytes); // [8 warps][tokens][rows]
   float *scale = red + 8 * kSum;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  [[maybe_unused]] uint32_t table = smem_address(scale + SKINNY_TOKENS) + lane * 4;
 
   let_next_start();
   int items = p.row_tiles * 4, first = blockIdx.x, step = gridDim.x;
   int per_item = (p.k_tiles + 1) / 2;
   int mine = first < items ? (items - first + step - 1) / step : 0, total = mine * per_item;
 
-  // Each warp keeps its own places full.
-  int depth = stages / 8;
-  char *ring = smem + warp * depth * SKINNY_STAGE;
+  // Each warp keeps its own places full, which come in turn.
+  uint32_t ring = smem_address(smem) + warp * kDepth * S::kBytes;
+  auto weights = [&](int i, int &tiles) {
+    int n = i / per_item, item = first + n * step, k = (i - n * per_item) * 2;
+    tiles = min(2, p.k_tiles - k);
+    return p.weight + ((size_t)(item >> 2) * p.k_tiles + k) * S::kTileBytes + (item & 3) * S::kSlabBytes;
+  };
   auto refill = [&](int i, int place) {
+    int tiles;
     if (i < total) {
-      int n = i / per_item, item = first + n * step, k = (i - n * per_item) * 2;
-      const char *from =
-          p.weight + ((size_t)(item >> 2) * p.k_tiles + k) * 8192 + (item & 3) * 2048 + lane * 16;
-      uint32_t to = smem_address(ring + place * SKINNY_STAGE) + lane * 16;
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        if (k + j < p.k_tiles)
-#pragma unroll
-          for (int c = 0; c < 4; ++c)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + j * 2048 + c * 512),
-                         "l"(from + j * 8192 + c * 512) : "memory");
+      const char *from = weights(i, tiles);
+      S::fetch(ring + place * S::kBytes, from, tiles, lane);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
-  for (int d = 0; d < depth; ++d) refill(warp + 8 * d, d);
+  for (int d = 0; d < kDepth; ++d) refill(warp + 8 * d, d);
+#if HAS_BULK
+  // What comes after the ring is at least brought nearer meanwhile.
+  if (lane < 2 * p.near) {
+    int i = warp + 8 * (kDepth + (lane >> 1)), tiles;
+    if (i < total) {
+      const char *from = weights(i, tiles) + (lane & 1) * S::kTileBytes;
+      if ((lane & 1) < tiles)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(S::kSlabBytes) : "memory");
+    }
+  }
+#endif
+  if (W::kTable > 0) {
+    fill_nf4_table(reinterpret_cast<char *>(scale + SKINNY_TOKENS), warp, 8, lane);
+    consumers_sync();
+  }
   wait_for_inputs();
-  int g = lane >> 2, q = lane & 3;
-  struct Inputs { uint4 at[NT][2][2]; };
-  auto load = [&](Inputs &to, int i) {
+  auto load = [&](typename S::Inputs &to, int i) {
     int k = i % per_item * 2;
-#pragma unroll
-    for (int n = 0; n < NT; ++n)
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          bool real = i < total && n * 8 + g < p.tokens && k + j < p.k_tiles;
-          const char *from = p.input + (size_t)(k + j) * 8192 + (n * 8 + g) * 128 + (((q + 4 * h) ^ g) << 4);
-          to.at[n][j][h] = real ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
-        }
+    S::load_inputs(to, p.input + (size_t)k * 8192, p.k_tiles - k, i < total && (lane >> 2) < p.tokens, lane);
   };
-  Inputs even, odd;
+  typename S::Inputs even, odd;
   load(even, warp);
-  if (NT == 1) load(odd, warp + 8);
-  int finisher = warp / (2 * NT), token = ((warp % (2 * NT)) * 32 + lane) >> 3, pair = lane & 7;
+  load(odd, warp + 8);
+  // The sums of an item are two warps' to finish: in turns, so that what they load overlaps.
+  int finisher = warp / 2, token = ((warp % 2) * 32 + lane) >> 3, pair = lane & 7;
   Ahead ahead;
   if (finisher == 0) ahead = look_ahead<T>(p, token, first * 16 + pair * 2);
-  for (int t = warp; t < min(kTokens, p.tokens); t += 8) {
+  if (warp < p.tokens) {
     float sum = 0;
     if (p.squares) {
 #pragma unroll 4
-      for (int i = lane; i < p.square_tiles; i += 32) sum += p.squares[i * p.square_stride + t];
+      for (int i = lane; i < p.square_tiles; i += 32) sum += p.squares[i * p.square_stride + warp];
       sum = warp_sum(sum);
     }
-    if (lane == 0) scale[t] = p.squares ? rsqrtf(sum * p.inv_width + p.eps) : 1.f;
+    if (lane == 0) scale[warp] = p.squares ? rsqrtf(sum * p.inv_width + p.eps) : 1.f;
   }
 
-  float acc[NT][2][4];
-  auto multiply = [&](const Inputs &b, const char *base, int tiles) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (j >= tiles) break;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const char *at = base + j * 2048 + g * 128 + (((q + 4 * h) ^ g) << 4);
-        uint4 x = *reinterpret_cast<const uint4 *>(at), y = *reinterpret_cast<const uint4 *>(at + 1024);
-        uint32_t a0[4] = {x.x, y.x, x.y, y.y}, a1[4] = {x.z, y.z, x.w, y.w};
-#pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          uint4 v = b.at[n][j][h];
-          uint32_t b0[2] = {v.x, v.y}, b1[2] = {v.z, v.w};
-          mma<T>(acc[n][0], a0, b0);
-          mma<T>(acc[n][1], a1, b1);
-        }
-      }
-    }
-  };
   float best = -INFINITY;
   int index = 0x7FFFFFFF, place = 0, i = warp;
   bool flip = false;
   for (int n = 0; n < mine; ++n) {
     int item = first + n * step, end = (n + 1) * per_item;
-    bool finish = finisher == n % (4 / NT);
+    bool finish = finisher == n % 4;
     if (finish && n > 0) ahead = look_ahead<T>(p, token, item * 16 + pair * 2);
-#pragma unroll
-    for (int t = 0; t < NT; ++t)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) acc[t][0][c] = acc[t][1][c] = 0;
+    float acc[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     for (; i < end; i += 8) {
-      if (depth == 3) asm volatile("cp.async.wait_group 2;" ::: "memory");
-      else if (depth == 2) asm volatile("cp.async.wait_group 1;" ::: "memory");
-      else asm volatile("cp.async.wait_group 0;" ::: "memory");
+      asm volatile("cp.async.wait_group %0;" ::"n"(kDepth - 1) : "memory");
       __syncwarp();
-      const char *base = ring + place * SKINNY_STAGE;
-      int tiles = min(2, p.k_tiles - (i - n * per_item) * 2);
-      if (NT > 1 || !flip) {
-        multiply(even, base, tiles);
-        load(even, NT > 1 ? i + 8 : i + 16);
+      int tiles = p.k_tiles - (i - n * per_item) * 2;
+      if (!flip) {
+        S::multiply(acc, even, ring + place * S::kBytes, tiles, table, lane);
+        load(even, i + 16);
       } else {
-        multiply(odd, base, tiles);
+        S::multiply(acc, odd, ring + place * S::kBytes, tiles, table, lane);
         load(odd, i + 16);
       }
       flip = !flip;
       __syncwarp();
-      refill(i + 8 * depth, place);
-      if (++place == depth) place = 0;
+      refill(i + 8 * kDepth, place);
+      if (++place == kDepth) place = 0;
     }
-#pragma unroll
-    for (int t = 0; t < NT; ++t) {
-      float *to = red + warp * kSum + (t * 8 + q * 2) * SKINNY_STRIDE + g;
-      to[0] = acc[t][0][0] + acc[t][1][0];
-      to[SKINNY_STRIDE] = acc[t][0][1] + acc[t][1][1];
-      to[8] = acc[t][0][2] + acc[t][1][2];
-      to[SKINNY_STRIDE + 8] = acc[t][0][3] + acc[t][1][3];
-    }
+    float *to = red + warp * kSum + (lane & 3) * 2 * SKINNY_STRIDE + (lane >> 2);
+    to[0] = acc[0] + acc[4];
+    to[SKINNY_STRIDE] = acc[1] + acc[5];
+    to[8] = acc[2] + acc[6];
+    to[SKINNY_STRIDE + 8] = acc[3] + acc[7];
     consumers_sync();
     float2 v = make_float2(0, 0);
     if (finish) {
@@ -249,25 +335,29 @@ static __device__ inline void skinny(const GemmParams &p) {
   }
   int *indices = reinterpret_cast<int *>(red + 64);
   if (pair == 0) {
-    red[finisher * kTokens + token] = best;
-    indices[finisher * kTokens + token] = index;
+    red[finisher * SKINNY_TOKENS + token] = best;
+    indices[finisher * SKINNY_TOKENS + token] = index;
   }
   consumers_sync();
   int t = threadIdx.x;
-  if (t >= kTokens || t >= p.tokens) return;
-  for (int f = 0; f < 4 / NT; ++f) {
-    float other = red[f * kTokens + t];
-    int there = indices[f * kTokens + t];
+  if (t >= SKINNY_TOKENS || t >= p.tokens) return;
+  for (int f = 0; f < 4; ++f) {
+    float other = red[f * SKINNY_TOKENS + t];
+    int there = indices[f * SKINNY_TOKENS + t];
     if (f == 0 || other > best || (other == best && there < index)) best = other, index = there;
   }
   p.best_value[(size_t)t * gridDim.x + blockIdx.x] = best;
   p.best_index[(size_t)t * gridDim.x + blockIdx.x] = index;
 }
 
-#define SKINNY(T, NT, BLOCKS)                                                                      \
-  extern "C" __global__ void __launch_bounds__(256, BLOCKS)                                        \
-      skinny_##T##_##NT(const __grid_constant__ GemmParams p) {                                    \
-    skinny<T, NT>(p);                                                                              \
+#define SKINNY(NAME, W)                                                                            \
+  extern "C" __global__ void __launch_bounds__(256, 2)                                             \
+      skinny_##NAME(const __grid_constant__ GemmParams p) {                                        \
+    skinny<bf16, W>(p);                                                                            \
   }
-SKINNY(bf16, 1, 2)
-SKINNY(bf16, 2, 2)
+SKINNY(bf16, Plain)
+SKINNY(nf4, Nf4)
+SKINNY(q4, Q4)
+SKINNY(m4, M4)
+SKINNY(q8, Q8)
+SKINNY(f8, F8)

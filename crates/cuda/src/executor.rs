@@ -14,6 +14,7 @@ use powerband_model::{ModelSpec, Weights};
 use crate::buffers::Buffers;
 use crate::driver::{Device, DeviceMemory, DriverError, Event, Graph, HostMemory, Module, Stream};
 use crate::fatbin::FATBIN;
+use crate::formats::Formats;
 use crate::forward::{Cache, Forward, Parts, RING, results_bytes};
 use crate::memory::{self, MemoryBudget};
 use crate::model::Model;
@@ -87,7 +88,7 @@ impl CudaExecutor {
     pub fn new(
         spec: &ModelSpec,
         weights: &Weights,
-        options: CudaOptions,
+        mut options: CudaOptions,
     ) -> Result<Self, EngineError> {
         options::check(spec, &options)?;
         let device = Device::open(options.ordinal).map_err(failure)?;
@@ -107,14 +108,16 @@ impl CudaExecutor {
         let module = Module::load(&device, fatbin).map_err(failure)?;
         let stream = Stream::new(&device).map_err(failure)?;
         let layout = StepLayout::new(spec, &options);
-        let weight_bytes = Model::new(0, spec, options.max_model_len).end as usize;
+        let formats = Formats::choose(spec, weights, &options);
+        let model_at = |base| Model::new(base, spec, &formats, options.max_model_len);
+        let weight_bytes = model_at(0).end as usize;
         let buffer_bytes = Buffers::new(0, spec, &options, &layout).end as usize;
         let (free, _) = device.memory().map_err(failure)?;
         memory::check_fixed(weight_bytes + buffer_bytes, free, &options)?;
 
         let weight_memory = DeviceMemory::new(&device, weight_bytes).map_err(failure)?;
         let buffer_memory = DeviceMemory::new(&device, buffer_bytes).map_err(failure)?;
-        let model = Model::new(weight_memory.at, spec, options.max_model_len);
+        let model = model_at(weight_memory.at);
         let buffers = Buffers::new(buffer_memory.at, spec, &options, &layout);
         // Tiles have columns that belong to nobody; they must be zeros.
         stream
@@ -133,6 +136,7 @@ impl CudaExecutor {
         )?;
 
         let (free, total) = device.memory().map_err(failure)?;
+        options.max_model_len = memory::model_len(spec, &options, free, total);
         let num_blocks = memory::kv_blocks(spec, &options, free, total)?;
         let kv_bytes = (num_blocks + 1) * memory::block_bytes(spec, options.kv_dtype);
         let kv_memory = DeviceMemory::new(&device, kv_bytes).map_err(failure)?;

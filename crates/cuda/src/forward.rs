@@ -7,6 +7,7 @@ use powerband_model::spec::{Activation, ModelSpec};
 
 use crate::buffers::{Buffers, splits};
 use crate::driver::{DriverError, Kernel, Module, Shape, Stream};
+use crate::formats::Format;
 use crate::gemm::{Gemms, Product};
 use crate::model::{Layer, Model, gate_up_rows};
 use crate::options::kv_kind;
@@ -54,7 +55,7 @@ pub(crate) struct Forward {
     pub results_stride: usize,
     pub gemms: Gemms,
     kernels: Kernels,
-    /// Plans that were measured to be better than the estimate.
+    /// Plans to use in place of the estimate's, by tiles of rows and columns and tokens.
     pub overrides: HashMap<(usize, usize, usize), (usize, usize)>,
     /// Leave kernels out, to see what they cost; in benchmarks only.
     pub skip: u32,
@@ -69,10 +70,11 @@ pub(crate) const KIND_HEAD: u32 = 16;
 pub(crate) const KIND_ATTENTION: u32 = 32;
 pub(crate) const KIND_ROWS: u32 = 64;
 
-/// Which of the products a plan is for.
+/// One of the products of a step.
 #[derive(Debug, Clone, Copy)]
 struct Matrix {
     kind: u32,
+    format: Format,
     weight: u64,
     rows: usize,
     cols: usize,
@@ -171,7 +173,7 @@ impl Forward {
             square_stride: b.most_tokens as i32,
             scale: spec.embedding_scale,
             square_parts: self.gemms.square_parts(size.tokens) as i32,
-            pad: 0,
+            format: self.model.formats.embedding.id(),
             rows: self.part(Part::Rows),
             gathered: b.gathered,
             gathered_squares: b.gathered_squares,
@@ -212,18 +214,16 @@ impl Forward {
             kv_kind: kv_kind(self.cache.dtype),
             ..self.normed(size)
         };
-        let matrix = |kind, weight, rows, cols| Matrix {
+        let matrix = |kind, format, weight, rows, cols| Matrix {
             kind,
+            format,
             weight,
             rows,
             cols,
         };
-        self.multiply(
-            stream,
-            size.tokens,
-            matrix(KIND_QKV, layer.qkv, q + 2 * kv, d),
-            params,
-        )?;
+        let formats = &layer.formats;
+        let qkv = matrix(KIND_QKV, formats.qkv, layer.qkv, q + 2 * kv, d);
+        self.multiply(stream, size.tokens, qkv, params)?;
         if spec.qk_norm {
             self.norm_heads(stream, size, layer, cache)
                 .map_err(failed)?;
@@ -245,12 +245,8 @@ impl Forward {
             ..GemmParams::default()
         };
         let params = residual(b.attended, layer.mlp_norm);
-        self.multiply(
-            stream,
-            size.tokens,
-            matrix(KIND_OUTPUT, layer.output, d, q),
-            params,
-        )?;
+        let output = matrix(KIND_OUTPUT, formats.output, layer.output, d, q);
+        self.multiply(stream, size.tokens, output, params)?;
         let params = GemmParams {
             input: b.next,
             epilogue: GATE,
@@ -260,9 +256,10 @@ impl Forward {
             gated_width: spec.intermediate_size as i32,
             ..self.normed(size)
         };
-        let gate_up = matrix(KIND_GATE_UP, layer.gate_up, gate_up_rows(spec), d);
+        let (rows, ff) = (gate_up_rows(spec), spec.intermediate_size);
+        let gate_up = matrix(KIND_GATE_UP, formats.gate_up, layer.gate_up, rows, d);
         self.multiply(stream, size.tokens, gate_up, params)?;
-        let down = matrix(KIND_DOWN, layer.down, d, spec.intermediate_size);
+        let down = matrix(KIND_DOWN, formats.down, layer.down, d, ff);
         self.multiply(stream, size.tokens, down, residual(b.gated, after))?;
         Ok(())
     }
@@ -292,7 +289,16 @@ impl Forward {
             KIND_DOWN => (d, spec.intermediate_size),
             _ => (spec.vocab_size, d),
         };
+        let layer = self.model.formats.layers.first();
+        let format = match kind {
+            KIND_QKV => layer.map(|layer| layer.qkv),
+            KIND_OUTPUT => layer.map(|layer| layer.output),
+            KIND_GATE_UP => layer.map(|layer| layer.gate_up),
+            KIND_DOWN => layer.map(|layer| layer.down),
+            _ => Some(self.model.formats.head),
+        };
         Product {
+            format: format.unwrap_or(Format::Bf16),
             row_tiles: rows.div_ceil(64),
             k_tiles: cols.div_ceil(64),
             tokens,
@@ -310,6 +316,7 @@ impl Forward {
             return Ok(0);
         }
         let product = Product {
+            format: matrix.format,
             row_tiles: matrix.rows.div_ceil(64),
             k_tiles: matrix.cols.div_ceil(64),
             tokens,
@@ -441,6 +448,7 @@ impl Forward {
         }
         let matrix = Matrix {
             kind: KIND_HEAD,
+            format: self.model.formats.head,
             weight: self.model.head,
             rows: spec.vocab_size,
             cols: spec.hidden_size,
@@ -470,7 +478,18 @@ impl Forward {
             ring: RING as i32,
             results_stride: self.results_stride as u32,
         };
-        let shape = Shape::of((size.rows.max(1), 1, 1), 1024);
+        // Blocks that share a row, as many as find room beside each other.
+        let team = match size.rows {
+            _ if !stream.device.has_clusters() => 1,
+            0..=16 => 8,
+            17..=32 => 4,
+            33..=64 => 2,
+            _ => 1,
+        };
+        let shape = Shape {
+            cluster: team,
+            ..Shape::of((size.rows.max(1) * team as usize, 1, 1), 1024)
+        };
         stream.launch(&self.kernels.sample, shape, &params)
     }
 }

@@ -1,10 +1,13 @@
 //! Which of the matrix kernels multiplies, and how its blocks share the work.
 
+use std::collections::HashMap;
+
 use crate::buffers::SQUARE_PARTS;
 use crate::driver::{Device, DriverError, Kernel, Module, Shape};
+use crate::formats::Format;
 
 /// Tokens and tiles of 64 weight rows that a block of each kernel computes.
-const VARIANTS: [(usize, usize); 9] = [
+const VARIANTS: [(usize, usize); 8] = [
     (8, 1),
     (16, 1),
     (32, 1),
@@ -14,52 +17,53 @@ const VARIANTS: [(usize, usize); 9] = [
     (256, 2),
     // 16 rows, not a whole tile.
     (8, SKINNY),
-    (16, SKINNY),
 ];
+
+/// Those that exist for bf16 alone: elsewhere the ones beside them were never slower.
+const PLAIN_ONLY: [(usize, usize); 2] = [(8, 1), (64, 1)];
 
 /// Stands for the tiles of rows of the kernels in `skinny.cuh`.
 const SKINNY: usize = 0;
 
-/// Tokens up to which those kernels are the faster ones.
+/// Tokens that those kernels compute at most.
 const SKINNY_TOKENS: usize = 8;
 
-/// Places in their rings, two for each of eight warps (three: 2 to 4 % slower).
-const SKINNY_STAGES: usize = 16;
+/// Places of a warp's ring in those kernels; `Share::kDepth` in `skinny.cuh`.
+fn skinny_depth(format: Format) -> usize {
+    match format {
+        Format::Bf16 => 2,
+        Format::Nf4 | Format::Q4 | Format::M4 => 6,
+        Format::Q8 | Format::F8 => 4,
+    }
+}
 
 /// `GEMM_THREADS` in `gemm.cuh`
 fn threads(tokens: usize) -> u32 {
     if tokens == 256 { 384 } else { 288 }
 }
 
-/// Tiles that a block asks for beyond its ring while it waits for its inputs.
+/// Places beyond its ring that a warp of the kernels for few tokens asks for while it waits for its
+/// inputs.
 const NEAR: i32 = 0;
 
 /// Shared memory of a block that decodes.
 const ROOM: usize = 102 << 10;
 
-#[derive(Debug, Clone, Copy)]
-struct Variant {
-    tokens: usize,
-    row_tiles: usize,
-    kernel: Kernel,
-}
-
-impl Variant {
-    /// Bytes of one place in the ring, and of everything else in shared memory.
-    fn shared(&self) -> (usize, usize) {
-        if self.row_tiles == SKINNY {
-            return (4096, 8 * self.tokens * 20 * 4 + self.tokens * 4);
-        }
-        let chunk = if self.tokens == 256 { 32 } else { self.tokens };
-        let stage = self.row_tiles * 8192 + self.tokens * 128;
-        (stage, 2 * chunk * 68 * 4 + self.tokens * 4)
-    }
+/// Bytes of one place in the ring of a kernel of `gemm.cuh`, and of everything else in shared memory.
+fn shared(format: Format, tokens: usize, row_tiles: usize) -> (usize, usize) {
+    let chunk = if tokens == 256 { 32 } else { tokens };
+    // Two barriers belong to each place.
+    let place = row_tiles * format.tile_bytes() + tokens * 128 + 16;
+    (
+        place,
+        2 * chunk * 68 * 4 + tokens * 4 + format.table_bytes(),
+    )
 }
 
 /// All matrix kernels.
 #[derive(Debug)]
 pub(crate) struct Gemms {
-    variants: Vec<Variant>,
+    kernels: HashMap<(Format, usize), Kernel>,
     multiprocessors: usize,
     shared_per_block: usize,
     clusters: bool,
@@ -76,7 +80,7 @@ pub(crate) struct GemmPlan {
     pub kernel: Kernel,
     pub shape: Shape,
     pub stages: i32,
-    /// Tiles beyond the ring to ask for early.
+    /// Places beyond the ring to ask for early.
     pub near: i32,
     /// Tokens of a block, tiles of rows of a block, blocks of a cluster.
     pub variant: (usize, usize, usize),
@@ -95,6 +99,7 @@ impl GemmPlan {
 /// One product: tiles of 64 rows and columns of the weights, and tokens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Product {
+    pub format: Format,
     pub row_tiles: usize,
     pub k_tiles: usize,
     pub tokens: usize,
@@ -102,20 +107,22 @@ pub(crate) struct Product {
 
 impl Gemms {
     pub fn new(device: &Device, module: &Module) -> Result<Self, DriverError> {
-        let mut variants = Vec::new();
-        for (tokens, row_tiles) in VARIANTS {
-            let name = match row_tiles {
-                SKINNY => format!("skinny_bf16_{}", tokens / 8),
-                _ => format!("gemm_bf16_{tokens}_{row_tiles}"),
-            };
-            variants.push(Variant {
-                tokens,
-                row_tiles,
-                kernel: module.kernel(&name, device.shared_per_block)?,
-            });
+        let mut kernels = HashMap::new();
+        for format in Format::ALL {
+            for (index, (tokens, row_tiles)) in VARIANTS.into_iter().enumerate() {
+                if format != Format::Bf16 && PLAIN_ONLY.contains(&(tokens, row_tiles)) {
+                    continue;
+                }
+                let name = match row_tiles {
+                    SKINNY => format!("skinny_{}", format.name()),
+                    _ => format!("gemm_{}_{tokens}_{row_tiles}", format.name()),
+                };
+                let kernel = module.kernel(&name, device.shared_per_block)?;
+                kernels.insert((format, index), kernel);
+            }
         }
         Ok(Self {
-            variants,
+            kernels,
             multiprocessors: device.multiprocessors,
             shared_per_block: device.shared_per_block,
             clusters: device.has_clusters(),
@@ -160,23 +167,23 @@ impl Gemms {
     }
 
     /// Kernels that [`Gemms::plan_as`] chooses from.
-    pub fn len(&self) -> usize {
-        self.variants.len()
+    pub fn count(&self) -> usize {
+        VARIANTS.len()
     }
 
     /// A plan with the `index`-th kernel and clusters of `parts` blocks, if that is possible.
     pub fn plan_as(&self, product: Product, index: usize, parts: usize) -> Option<GemmPlan> {
-        let variant = self.variants.get(index)?;
-        if variant.row_tiles == SKINNY {
-            return self.plan_skinny(product, variant, parts);
+        let (tokens, row_tiles) = *VARIANTS.get(index)?;
+        let kernel = *self.kernels.get(&(product.format, index))?;
+        if row_tiles == SKINNY {
+            return self.plan_skinny(product, kernel, parts);
         }
-        let (stage, rest) = variant.shared();
-        let items =
-            product.row_tiles.div_ceil(variant.row_tiles) * product.tokens.div_ceil(variant.tokens);
+        let (place, rest) = shared(product.format, tokens, row_tiles);
+        let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
         // Blocks of a cluster have one item each, and the largest kernel cannot share at all.
-        let shares = self.clusters && variant.tokens < 256 && product.k_tiles >= 2 * parts;
+        let shares = self.clusters && tokens < 256 && product.k_tiles >= 2 * parts;
         // More blocks than run at once would wait for whole clusters to end.
-        let most = match (variant.row_tiles, parts) {
+        let most = match (row_tiles, parts) {
             (1, _) => self.multiprocessors * 3 / 2,
             (_, 2) => self.multiprocessors,
             // Of the largest clusters not as many fit as there are multiprocessors for.
@@ -187,15 +194,15 @@ impl Gemms {
         }
         // When decoding, a multiprocessor holds the block that computes, the next one, which
         // fetches its weights meanwhile, and attention beside them.
-        let room = match variant.tokens <= 64 && variant.row_tiles == 1 {
+        let room = match tokens <= 64 && row_tiles == 1 {
             true => self.shared_per_block.min(self.room),
             false => self.shared_per_block,
         };
-        let stages = room.checked_sub(rest)? / (stage + 16);
+        let stages = room.checked_sub(rest)? / place;
         if stages < 2 {
             return None;
         }
-        let stages = match variant.row_tiles {
+        let stages = match row_tiles {
             // The two warpgroups take turns.
             1 => stages.min(16) & !1,
             _ => stages.min(16),
@@ -205,41 +212,42 @@ impl Gemms {
             _ => items * parts,
         };
         Some(GemmPlan {
-            kernel: variant.kernel,
+            kernel,
             shape: Shape {
                 grid: (grid as u32, 1, 1),
-                threads: threads(variant.tokens),
-                shared: (stages * (stage + 16) + rest) as u32,
+                threads: threads(tokens),
+                shared: (stages * place + rest) as u32,
                 cluster: parts as u32,
             },
             stages: stages as i32,
-            near: self.near,
-            variant: (variant.tokens, variant.row_tiles, parts),
+            near: 0,
+            variant: (tokens, row_tiles, parts),
         })
     }
 
-    fn plan_skinny(&self, product: Product, variant: &Variant, parts: usize) -> Option<GemmPlan> {
-        if parts > 1 || product.tokens > variant.tokens {
+    fn plan_skinny(&self, product: Product, kernel: Kernel, parts: usize) -> Option<GemmPlan> {
+        if parts > 1 || product.tokens > SKINNY_TOKENS {
             return None;
         }
-        let (stage, rest) = variant.shared();
-        let room = self.shared_per_block.min(self.room).checked_sub(rest)?;
-        let stages = (room / (stage + 16)).min(SKINNY_STAGES) & !7;
-        if stages < 8 {
+        // A place has a warp's 16 rows of two tiles.
+        let places = 8 * skinny_depth(product.format);
+        let rest = 8 * SKINNY_TOKENS * 20 * 4 + SKINNY_TOKENS * 4 + product.format.table_bytes();
+        let shared = places * product.format.tile_bytes() / 2 + rest;
+        if shared > self.shared_per_block {
             return None;
         }
         let grid = (product.row_tiles * 4).min(self.multiprocessors);
         Some(GemmPlan {
-            kernel: variant.kernel,
+            kernel,
             shape: Shape {
                 grid: (grid as u32, 1, 1),
                 threads: 256,
-                shared: (stages * (stage + 16) + rest) as u32,
+                shared: shared as u32,
                 cluster: 1,
             },
-            stages: stages as i32,
+            stages: 0,
             near: self.near,
-            variant: (variant.tokens, SKINNY, 1),
+            variant: (SKINNY_TOKENS, SKINNY, 1),
         })
     }
 
@@ -258,8 +266,15 @@ impl Gemms {
         // more; the sums take their share for every token.
         // Tokens that do not fit one block have the weights read again, from the cache at best.
         let again = if product.tokens > tokens { 1.1 } else { 1.0 };
-        let arrive = again * (row_tiles as f64 + 0.004 * tokens as f64);
-        let multiply = (row_tiles * tokens) as f64 / 128.0;
+        let weights = product.format.tile_bytes() as f64 / Format::Bf16.tile_bytes() as f64;
+        let arrive = again * (row_tiles as f64 * weights + 0.004 * tokens as f64);
+        // Codes are expanded once for all of a block's tokens.
+        let expand = if product.format == Format::Bf16 {
+            0.0
+        } else {
+            0.35
+        };
+        let multiply = row_tiles as f64 * (tokens as f64 / 128.0 + expand);
         let there = tokens.min(product.tokens);
         let finish = 1.0
             + (row_tiles * there) as f64 / 16.0 / parts as f64

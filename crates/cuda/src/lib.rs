@@ -1,7 +1,7 @@
 //! The Executor on an NVIDIA GPU.
 //!
 //! The kernels (`kernels/*.cuh`) are compiled ahead of time; at run time only the driver is needed,
-//! and without one [`probe`] says so. Reading order: [`options`], `model` and `buffers` (what lies
+//! and without one [`probe`] says so. Reading order: [`options`], `formats`, `model` and `buffers` (what lies
 //! where), `step` (a step as the GPU reads it), `forward` (its kernels), [`executor`].
 
 mod buffers;
@@ -9,6 +9,7 @@ pub mod check;
 mod driver;
 pub mod executor;
 mod fatbin;
+mod formats;
 mod forward;
 mod gemm;
 mod load;
@@ -24,5 +25,5 @@ mod step;
 pub use driver::DriverError;
 pub use executor::CudaExecutor;
 pub use memory::MemoryBudget;
-pub use options::CudaOptions;
+pub use options::{CudaOptions, WeightQuantization};
 pub use probe::{GpuInfo, probe, probe_device};

@@ -1,12 +1,18 @@
 //! Weights onto the GPU: raw bytes through page-locked memory, two pieces in turn, and a kernel
-//! that puts them into tiles. Quantised formats are expanded by the host's cores on the way.
+//! that puts them into tiles, of bf16 or of codes. Quantised types whose codes no format keeps are
+//! expanded by the host's cores on the way.
+
+use std::collections::HashMap;
 
 use powerband_engine::EngineError;
 use powerband_model::{DType, Tensor, Weights, dequant};
 
 use crate::driver::{DeviceMemory, DriverError, Event, HostMemory, Kernel, Module, Shape, Stream};
+use crate::formats::Format;
 use crate::model::Model;
-use crate::params::{PackParams, bytes_of};
+use crate::params::{
+    FROM_BF16, FROM_BLOCKS, FROM_F16, FROM_F32, FROM_NOTHING, FROM_Q4_K, PackParams, bytes_of,
+};
 use crate::rope;
 
 /// Bytes of a piece.
@@ -58,7 +64,7 @@ pub(crate) fn load(
     };
     let mut loader = Loader {
         stream,
-        pack: module.kernel("pack_bf16", 0).map_err(wrong)?,
+        pack: packers(module).map_err(wrong)?,
         weights,
         dummy_seed,
         tensors: 0,
@@ -70,6 +76,15 @@ pub(crate) fn load(
     stream.synchronize().map_err(wrong)
 }
 
+/// The kernels that put weights into tiles.
+pub(crate) fn packers(module: &Module) -> Result<HashMap<Format, Kernel>, DriverError> {
+    let one = |format: Format| {
+        let kernel = module.kernel(&format!("pack_{}", format.name()), 0)?;
+        Ok((format, kernel))
+    };
+    Format::ALL.into_iter().map(one).collect()
+}
+
 fn wrong(error: DriverError) -> EngineError {
     match error.out_of_memory {
         true => EngineError::Memory(format!("no memory for loading the weights: {error}")),
@@ -79,7 +94,7 @@ fn wrong(error: DriverError) -> EngineError {
 
 struct Loader<'a> {
     stream: &'a Stream,
-    pack: Kernel,
+    pack: HashMap<Format, Kernel>,
     weights: &'a Weights,
     dummy_seed: Option<u64>,
     tensors: u64,
@@ -99,9 +114,12 @@ impl Loader<'_> {
         );
         let plain = Rows::default();
         let embedding = "model.embed_tokens.weight";
-        self.matrix(embedding, [spec.vocab_size, d], model.embedding, plain)?;
+        let shape = [spec.vocab_size, d];
+        let to = (model.formats.embedding, model.embedding);
+        self.matrix(embedding, shape, to, plain)?;
         if !spec.tie_embeddings {
-            self.matrix("lm_head.weight", [spec.vocab_size, d], model.head, plain)?;
+            let to = (model.formats.head, model.head);
+            self.matrix("lm_head.weight", shape, to, plain)?;
         }
         let half = rope::apart(&spec.rope);
         let heads = |offset| Rows {
@@ -122,15 +140,18 @@ impl Loader<'_> {
         for (number, layer) in model.layers.iter().enumerate() {
             let name = |rest: &str| format!("model.layers.{number}.{rest}");
             let projection = |which: &str| name(&format!("self_attn.{which}_proj.weight"));
-            self.matrix(&projection("q"), [q, d], layer.qkv, heads(0))?;
-            self.matrix(&projection("k"), [kv, d], layer.qkv, heads(q))?;
-            self.matrix(&projection("v"), [kv, d], layer.qkv, values)?;
-            self.matrix(&projection("o"), [d, q], layer.output, plain)?;
-            let gate = name("mlp.gate_proj.weight");
-            self.matrix(&gate, [ff, d], layer.gate_up, half_of(0))?;
-            let up = name("mlp.up_proj.weight");
-            self.matrix(&up, [ff, d], layer.gate_up, half_of(1))?;
-            self.matrix(&name("mlp.down_proj.weight"), [d, ff], layer.down, plain)?;
+            let formats = &layer.formats;
+            let to = (formats.qkv, layer.qkv);
+            self.matrix(&projection("q"), [q, d], to, heads(0))?;
+            self.matrix(&projection("k"), [kv, d], to, heads(q))?;
+            self.matrix(&projection("v"), [kv, d], to, values)?;
+            let to = (formats.output, layer.output);
+            self.matrix(&projection("o"), [d, q], to, plain)?;
+            let to = (formats.gate_up, layer.gate_up);
+            self.matrix(&name("mlp.gate_proj.weight"), [ff, d], to, half_of(0))?;
+            self.matrix(&name("mlp.up_proj.weight"), [ff, d], to, half_of(1))?;
+            let to = (formats.down, layer.down);
+            self.matrix(&name("mlp.down_proj.weight"), [d, ff], to, plain)?;
             self.norm(&name("input_layernorm.weight"), d, layer.attention_norm, 0)?;
             self.norm(
                 &name("post_attention_layernorm.weight"),
@@ -200,7 +221,7 @@ impl Loader<'_> {
         &mut self,
         name: &str,
         [rows, cols]: [usize; 2],
-        to: u64,
+        (format, to): (Format, u64),
         order: Rows,
     ) -> Result<(), EngineError> {
         self.tensors += 1;
@@ -216,22 +237,19 @@ impl Loader<'_> {
             ..PackParams::default()
         };
         if let Some(seed) = self.dummy_seed {
-            params.source = 3;
+            params.source = FROM_NOTHING;
             params.deviation = DEVIATION;
             params.seed = seed.wrapping_add(self.tensors << 40);
-            return self.pack(params, 0, rows);
+            return self.pack(format, params, 0, rows, 0);
         }
         let tensor = self.tensor(name, &[rows, cols])?;
-        let (source, element) = match tensor.dtype {
-            DType::F32 => (0, 4),
-            DType::F16 => (1, 2),
-            DType::BF16 => (2, 2),
-            _ => (0, 4),
-        };
+        let stored = tensor.bytes().len() / rows.max(1);
+        // Rows travel as they are, or as f32.
+        let (source, travel) =
+            source_of(format, tensor.dtype).map_or((FROM_F32, cols * 4), |source| (source, stored));
         params.source = source;
-        let stored = tensor.bytes().len() / rows;
-        let expand = !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16);
-        let per_piece = PIECE / (cols * element);
+        let expand = source == FROM_F32 && tensor.dtype != DType::F32;
+        let per_piece = PIECE / travel.max(1);
         if per_piece == 0 {
             let reason = format!("rows of {cols} elements in tensor {name}");
             return Err(EngineError::Unsupported(reason));
@@ -242,35 +260,75 @@ impl Loader<'_> {
             self.turn = (self.turn + 1) % self.slots.len();
             let slot = &mut self.slots[self.turn];
             slot.free.wait().map_err(wrong)?;
-            let piece = slot.host.slice(0, count * cols * element);
+            let piece = slot.host.slice(0, count * travel);
             match expand {
-                true => expand_rows(tensor.dtype, from, stored, piece, cols * 4),
+                true => expand_rows(tensor.dtype, from, stored, piece, travel),
                 false => piece.copy_from_slice(from),
             }
             self.stream.upload(slot.device.at, piece).map_err(wrong)?;
             params.from = slot.device.at;
-            self.pack(params, first, count)?;
+            self.pack(format, params, first, count, travel)?;
             let slot = &self.slots[self.turn];
             self.stream.record(&slot.free).map_err(wrong)?;
         }
         Ok(())
     }
 
-    fn pack(&self, mut params: PackParams, first: usize, rows: usize) -> Result<(), EngineError> {
-        params.rows = rows as i32;
-        // A grid has at most 65,535 rows.
-        for start in (0..rows).step_by(32768) {
-            let count = (rows - start).min(32768);
-            let mut piece = params;
-            piece.first_row = (first + start) as i32;
-            let element = if params.source == 0 { 4 } else { 2 };
-            piece.from += (start * params.cols as usize * element) as u64;
-            let grid = ((params.cols as usize).div_ceil(2048), count, 1);
-            self.stream
-                .launch(&self.pack, Shape::of(grid, 256), &piece)
-                .map_err(wrong)?;
-        }
-        Ok(())
+    fn pack(
+        &self,
+        format: Format,
+        params: PackParams,
+        first: usize,
+        rows: usize,
+        row_bytes: usize,
+    ) -> Result<(), EngineError> {
+        let Some(kernel) = self.pack.get(&format) else {
+            return Ok(());
+        };
+        launch_pack(
+            self.stream,
+            kernel,
+            format,
+            params,
+            (first, rows, row_bytes),
+        )
+        .map_err(wrong)
+    }
+}
+
+/// Packs `rows` rows of `row_bytes`, the first of which is row `first` of its matrix.
+pub(crate) fn launch_pack(
+    stream: &Stream,
+    kernel: &Kernel,
+    format: Format,
+    params: PackParams,
+    (first, rows, row_bytes): (usize, usize, usize),
+) -> Result<(), DriverError> {
+    // A grid has at most 65,535 rows.
+    for start in (0..rows).step_by(32768) {
+        let count = (rows - start).min(32768);
+        let mut piece = params;
+        piece.rows = count as i32;
+        piece.first_row = (first + start) as i32;
+        piece.from += (start * row_bytes) as u64;
+        let blocks = match format {
+            Format::Bf16 => (params.cols as usize).div_ceil(2048),
+            _ => (params.col_tiles as usize).div_ceil(16),
+        };
+        stream.launch(kernel, Shape::of((blocks, count, 1), 256), &piece)?;
+    }
+    Ok(())
+}
+
+/// How rows of `dtype` are read for `format`; none: they must become f32 first.
+pub(crate) fn source_of(format: Format, dtype: DType) -> Option<i32> {
+    match dtype {
+        DType::F32 => Some(FROM_F32),
+        DType::F16 => Some(FROM_F16),
+        DType::BF16 => Some(FROM_BF16),
+        DType::Q4_K if format.keeps(dtype) => Some(FROM_Q4_K),
+        _ if format.keeps(dtype) => Some(FROM_BLOCKS),
+        _ => None,
     }
 }
 

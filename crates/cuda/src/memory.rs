@@ -71,6 +71,24 @@ pub(crate) fn check_fixed(
     )))
 }
 
+/// The longest sequence: that of the settings, or with `fit_model_len` what the KV cache holds if that is
+/// less.
+pub(crate) fn model_len(
+    spec: &ModelSpec,
+    options: &CudaOptions,
+    free: usize,
+    total: usize,
+) -> usize {
+    let least = CudaOptions {
+        max_model_len: 1,
+        ..options.clone()
+    };
+    match kv_blocks(spec, &least, free, total) {
+        Ok(blocks) if options.fit_model_len => options.max_model_len.min(blocks * BLOCK_SIZE),
+        _ => options.max_model_len,
+    }
+}
+
 /// Blocks of the pool, with `free` of `total` bytes free once everything else is allocated.
 pub(crate) fn kv_blocks(
     spec: &ModelSpec,
@@ -146,6 +164,36 @@ mod tests {
             ..CudaOptions::default()
         };
         assert_eq!(blocks(options, free, total), Ok(99));
+    }
+
+    #[test]
+    fn a_model_in_four_bits_serves_fifty_in_four_gigabytes() {
+        use crate::{buffers::Buffers, formats::Formats, model::Model, step::StepLayout};
+        let spec = powerband_model::spec::builtin("llama-3.2-1b").unwrap();
+        let options = CudaOptions {
+            quantization: Some(crate::WeightQuantization::Nf4),
+            kv_dtype: KvCacheDtype::Fp8E5M2,
+            max_num_seqs: 50,
+            max_model_len: spec.max_position_embeddings,
+            fit_model_len: true,
+            dummy_seed: Some(0),
+            ..CudaOptions::default()
+        };
+        let formats = Formats::choose(&spec, &powerband_model::Weights::default(), &options);
+        let layout = StepLayout::new(&spec, &options);
+        let weights = Model::new(0, &spec, &formats, options.max_model_len).end as usize;
+        let buffers = Buffers::new(0, &spec, &options, &layout).end as usize;
+        // Of the 4 GiB, what the driver keeps for a process.
+        let total = 4usize << 30;
+        let free = total - (500 << 20) - weights - buffers;
+        let len = model_len(&spec, &options, free, total);
+        assert!(len < spec.max_position_embeddings, "{len}");
+        let fitting = CudaOptions {
+            max_model_len: len,
+            ..options
+        };
+        let blocks = kv_blocks(&spec, &fitting, free, total).unwrap();
+        assert!(blocks * BLOCK_SIZE >= 50 * 1024, "{blocks}");
     }
 
     #[test]

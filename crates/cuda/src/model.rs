@@ -2,11 +2,13 @@
 
 use powerband_model::ModelSpec;
 
-use crate::buffers::{Places, tiled_bytes};
+use crate::buffers::Places;
+use crate::formats::{Format, Formats, LayerFormats};
 
 /// Addresses of one transformer block. Matrices are in tiles; norms and biases are f32.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layer {
+    pub formats: LayerFormats,
     pub attention_norm: u64,
     /// Query, key and value rows one after the other.
     pub qkv: u64,
@@ -24,6 +26,7 @@ pub(crate) struct Layer {
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub spec: ModelSpec,
+    pub formats: Formats,
     pub embedding: u64,
     /// The embedding again, where they are tied.
     pub head: u64,
@@ -40,23 +43,25 @@ pub(crate) fn gate_up_rows(spec: &ModelSpec) -> usize {
 }
 
 impl Model {
-    pub fn new(base: u64, spec: &ModelSpec, max_model_len: usize) -> Self {
+    pub fn new(base: u64, spec: &ModelSpec, formats: &Formats, max_model_len: usize) -> Self {
         let mut places = Places::from(base);
-        let mut matrix = |rows, cols| places.take(tiled_bytes(rows, cols));
+        let mut matrix = |format: Format, rows, cols| places.take(format.bytes(rows, cols));
         let (d, q, kv) = (spec.hidden_size, spec.q_dim(), spec.kv_dim());
-        let embedding = matrix(spec.vocab_size, d);
+        let embedding = matrix(formats.embedding, spec.vocab_size, d);
         let head = match spec.tie_embeddings {
             true => embedding,
-            false => matrix(spec.vocab_size, d),
+            false => matrix(formats.head, spec.vocab_size, d),
         };
         let mut layers = Vec::new();
-        for _ in 0..spec.num_layers {
-            let qkv = places.take(tiled_bytes(q + 2 * kv, d));
-            let output = places.take(tiled_bytes(d, q));
-            let gate_up = places.take(tiled_bytes(gate_up_rows(spec), d));
-            let down = places.take(tiled_bytes(d, spec.intermediate_size));
+        for format in &formats.layers {
+            let mut matrix = |format: Format, rows, cols| places.take(format.bytes(rows, cols));
+            let qkv = matrix(format.qkv, q + 2 * kv, d);
+            let output = matrix(format.output, d, q);
+            let gate_up = matrix(format.gate_up, gate_up_rows(spec), d);
+            let down = matrix(format.down, d, spec.intermediate_size);
             let mut vector = |len: usize| places.take(len * 4);
             layers.push(Layer {
+                formats: *format,
                 qkv,
                 output,
                 gate_up,
@@ -80,6 +85,7 @@ impl Model {
         let rope = places.take(max_model_len * spec.rope.rotary_dim * 4);
         Self {
             spec: spec.clone(),
+            formats: formats.clone(),
             embedding,
             head,
             final_norm,

@@ -3,6 +3,22 @@
 use powerband_engine::{EngineError, KvCacheDtype};
 use powerband_model::ModelSpec;
 
+/// What matrices of floats become while they are loaded (`--quantization`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types)]
+pub enum WeightQuantization {
+    /// bitsandbytes' 4-bit normal floats; embedding and head stay bf16, as there.
+    Nf4,
+    /// As GGUF's Q4_0; embedding and head, here and below, as Q8_0.
+    Q4_0,
+    /// As GGUF's Q4_1.
+    Q4_1,
+    /// As GGUF's Q8_0.
+    Q8_0,
+    /// fp8 (e4m3), 64 weights of a row to a scale.
+    Fp8,
+}
+
 /// Settings of the CUDA backend.
 #[derive(Debug, Clone)]
 pub struct CudaOptions {
@@ -21,8 +37,12 @@ pub struct CudaOptions {
     pub max_num_batched_tokens: usize,
     /// Longest sequence.
     pub max_model_len: usize,
+    /// Nobody asked for that length: take a smaller one if the KV cache holds no more.
+    pub fit_model_len: bool,
     /// Make random weights on the GPU (`--load-format dummy`); the given ones are not read then.
     pub dummy_seed: Option<u64>,
+    /// Quantise while loading; what is quantised in the checkpoint already is kept.
+    pub quantization: Option<WeightQuantization>,
     /// Record a graph for each size of decoding batch; off: launch kernel by kernel.
     pub graphs: bool,
     /// Kernels from this file instead of the built-in ones, for trying changes out.
@@ -39,7 +59,9 @@ impl Default for CudaOptions {
             max_num_seqs: 256,
             max_num_batched_tokens: 8192,
             max_model_len: 2048,
+            fit_model_len: false,
             dummy_seed: None,
+            quantization: None,
             graphs: true,
             fatbin: None,
         }

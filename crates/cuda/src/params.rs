@@ -23,7 +23,7 @@ macro_rules! plain {
 }
 
 plain! {
-    /// `gemm.cuh`
+    /// `epilogue.cuh`
     struct GemmParams {
         weight: u64,
         input: u64,
@@ -87,7 +87,7 @@ plain! {
         kv_kind: i32,
         scale: f32,
     }
-    /// `rows.cuh`
+    /// `pack.cuh`
     struct PackParams {
         from: u64,
         to: u64,
@@ -126,7 +126,7 @@ plain! {
         square_stride: i32,
         scale: f32,
         square_parts: i32,
-        pad: i32,
+        format: i32,
         rows: u64,
         gathered: u64,
         gathered_squares: u64,
@@ -202,6 +202,14 @@ pub(crate) const STORE_QKV: i32 = 0;
 pub(crate) const ADD_RESIDUAL: i32 = 1;
 pub(crate) const GATE: i32 = 2;
 pub(crate) const LOGITS: i32 = 3;
+
+/// `PackParams::source`
+pub(crate) const FROM_F32: i32 = 0;
+pub(crate) const FROM_F16: i32 = 1;
+pub(crate) const FROM_BF16: i32 = 2;
+pub(crate) const FROM_NOTHING: i32 = 3;
+pub(crate) const FROM_BLOCKS: i32 = 4;
+pub(crate) const FROM_Q4_K: i32 = 5;
 
 /// The bytes of a structure of numbers.
 pub(crate) fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {

@@ -225,6 +225,21 @@ impl Weights {
         }
     }
 
+    /// The type of the tensor of that name; nothing is converted for it.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be converted.
+    pub fn dtype(&self, name: &str) -> Result<DType, ModelError> {
+        match &self.source {
+            Source::Tensors(tensors) => match tensors.get(name) {
+                Some(Entry::Ready(tensor)) => Ok(tensor.dtype),
+                Some(Entry::Made(recipe)) => Ok(recipe.dtype()),
+                None => Err(missing(name)),
+            },
+            Source::Dummy(_) | Source::Stored(..) => Ok(self.get(name)?.dtype),
+        }
+    }
+
     /// The tensor of that name, or an error that names it.
     ///
     /// # Errors

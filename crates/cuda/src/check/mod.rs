@@ -1,13 +1,16 @@
 //! Checks and measurements on a GPU, for the examples `cuda_check` and `cuda_bench`: there is no
 //! test runner where the GPUs are, so they travel as programs.
 
+mod golden;
 mod kernels;
 mod models;
+mod quantised;
 mod random;
 mod reference;
 mod sampling;
 mod speed;
 
+pub use golden::run_model;
 pub use speed::{Bench, bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning};
 
 /// One line of the table.
@@ -27,6 +30,13 @@ impl Check {
             name: name.into(),
             passed: error <= bound,
             detail: format!("error {error:.2e} of {bound:.0e}"),
+        }
+    }
+
+    fn of(name: impl Into<String>, error: Result<f64, String>, bound: f64) -> Self {
+        match error {
+            Ok(error) => Self::within(name, error, bound),
+            Err(error) => Self::failed(name, error),
         }
     }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use powerband_engine::executor::{Admission, Executor, Step, StepSequence, StepTokens};
 use powerband_engine::{EngineError, KvCacheDtype, SamplingParams, TokenOutput};
-use powerband_model::Weights;
 use powerband_model::spec::{Activation, ModelSpec, Rope, RopeScaling, RopeStyle, plain_llama};
+use powerband_model::{DType, Weights};
 
 use super::Check;
 use super::random::{self, Random};
-use super::reference;
-use crate::{CudaExecutor, CudaOptions};
+use super::{quantised, reference};
+use crate::{CudaExecutor, CudaOptions, WeightQuantization};
 
 /// A small model with sizes that fill no tile.
 pub(crate) fn tiny() -> ModelSpec {
@@ -112,11 +112,68 @@ pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
             }
         }
     }
+    for (name, method, bound) in [
+        ("model nf4", WeightQuantization::Nf4, 0.2),
+        ("model fp8", WeightQuantization::Fp8, 0.2),
+        ("model int8", WeightQuantization::Q8_0, 0.2),
+        // Quantised on the host and on the GPU: some codes differ by one.
+        ("model int4", WeightQuantization::Q4_0, 0.6),
+    ] {
+        if name.contains(filter) {
+            report(&quantised_model(name, method, bound));
+        }
+    }
+    for (name, dtype) in [
+        ("model NF4", DType::NF4),
+        ("model Q8_0", DType::Q8_0),
+        ("model Q4_0", DType::Q4_0),
+        ("model Q4_1", DType::Q4_1),
+    ] {
+        if name.contains(filter) {
+            let weights = random::weights(&in_whole_blocks(), 11).stored_as(dtype);
+            let result = compare_with(
+                &in_whole_blocks(),
+                [&weights, &weights],
+                options(KvCacheDtype::BF16),
+                &LENGTHS,
+                Some(20),
+            );
+            report(&Check::of(name, result, 0.2));
+        }
+    }
     if "model long".contains(filter) {
         for check in long_context() {
             report(&check);
         }
     }
+}
+
+const LENGTHS: [usize; 8] = [1, 5, 16, 17, 49, 130, 3, 200];
+
+/// A model whose rows are whole blocks of every type.
+fn in_whole_blocks() -> ModelSpec {
+    ModelSpec {
+        hidden_size: 256,
+        intermediate_size: 640,
+        vocab_size: 1000,
+        ..heads(tiny(), 8, 2, 64)
+    }
+}
+
+/// Quantised while loading, against weights that the host quantised.
+fn quantised_model(name: &str, method: WeightQuantization, bound: f64) -> Check {
+    let spec = in_whole_blocks();
+    let weights = random::weights(&spec, 11);
+    let kept = match quantised::weights_as(method, &spec, &weights) {
+        Ok(kept) => kept,
+        Err(error) => return Check::failed(name, error),
+    };
+    let options = CudaOptions {
+        quantization: Some(method),
+        ..options(KvCacheDtype::BF16)
+    };
+    let result = compare_with(&spec, [&weights, &kept], options, &LENGTHS, Some(20));
+    Check::of(name, result, bound)
 }
 
 /// A sequence that is being generated.
@@ -259,27 +316,25 @@ pub(crate) fn shuffled(sequences: usize, len: usize, seed: u64) -> Vec<Vec<u32>>
 
 fn compare(title: &str, spec: &ModelSpec, dtype: KvCacheDtype, bound: f64) -> Vec<Check> {
     let weights = random::weights(spec, 11);
-    let mut checks = Vec::new();
-    let lengths = [1, 5, 16, 17, 49, 130, 3, 200];
-    for (kind, logprobs) in [("logprobs", Some(20)), ("greedy", None)] {
+    let one = |(kind, logprobs)| {
         let name = format!("{title} {kind}");
-        match compare_with(spec, &weights, dtype, &lengths, logprobs) {
-            Ok(error) => checks.push(Check::within(name, error, bound)),
-            Err(error) => checks.push(Check::failed(name, error)),
-        }
-    }
-    checks
+        let both = [&weights, &weights];
+        let result = compare_with(spec, both, options(dtype), &LENGTHS, logprobs);
+        Check::of(name, result, bound)
+    };
+    [("logprobs", Some(20)), ("greedy", None)].map(one).into()
 }
 
+/// The largest error of a model that is given the first weights and should behave as the second.
 fn compare_with(
     spec: &ModelSpec,
-    weights: &Weights,
-    dtype: KvCacheDtype,
+    [weights, kept]: [&Weights; 2],
+    options: CudaOptions,
     lengths: &[usize],
     logprobs: Option<u32>,
 ) -> Result<f64, String> {
     let text = |error: EngineError| error.to_string();
-    let mut executor = CudaExecutor::new(spec, weights, options(dtype)).map_err(text)?;
+    let mut executor = CudaExecutor::new(spec, weights, options).map_err(text)?;
     let sampling = SamplingParams {
         temperature: 0.0,
         logprobs,
@@ -300,7 +355,7 @@ fn compare_with(
     generate(&mut executor, &mut running, 20, 300).map_err(text)?;
     let mut worst = 0f64;
     for sequence in &running {
-        worst = worst.max(error_of(spec, weights, sequence)?);
+        worst = worst.max(error_of(spec, kept, sequence)?);
     }
     Ok(worst)
 }
@@ -342,13 +397,10 @@ fn long_context() -> Vec<Check> {
     let weights = random::weights(&spec, 21);
     let result = compare_with(
         &spec,
-        &weights,
-        KvCacheDtype::BF16,
+        [&weights, &weights],
+        options(KvCacheDtype::BF16),
         &[1500, 700, 1],
         Some(5),
     );
-    vec![match result {
-        Ok(error) => Check::within("model long", error, 0.15),
-        Err(error) => Check::failed("model long", error),
-    }]
+    vec![Check::of("model long", result, 0.15)]
 }

@@ -232,20 +232,18 @@ pub fn bench_shares(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Ben
     Ok(all)
 }
 
-/// Other settings of the matrix kernels: bytes of shared memory of the small ones, and tiles that
-/// are asked for early; tokens up to which the kernels of 16 rows are used.
+/// Other settings of the matrix kernels: bytes of shared memory of the small ones, and tokens up to
+/// which the kernels of 16 rows are used.
 ///
 /// # Errors
 /// The executor's.
 pub fn set_tuning(
     executor: &mut CudaExecutor,
     room: usize,
-    near: i32,
     skinny: usize,
 ) -> Result<(), EngineError> {
     let gemms = &mut executor.forward_mut().gemms;
     gemms.room = room;
-    gemms.near = near;
     gemms.skinny = skinny;
     executor.record_graphs()
 }
@@ -268,7 +266,7 @@ pub fn bench_plans(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Stri
         };
         let chosen = forward.gemms.plan(product).map(|plan| plan.variant);
         let mut found = Vec::new();
-        for index in 0..forward.gemms.len() {
+        for index in 0..forward.gemms.count() {
             for parts in [1, 2, 4, 8] {
                 let forward = executor.forward_mut();
                 let Some(plan) = forward.gemms.plan_as(product, index, parts) else {
