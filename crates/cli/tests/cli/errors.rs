@@ -37,10 +37,6 @@ fn settings_that_cannot_work_are_told_before_anything_is_loaded() {
             &["--kv-cache-dtype", "int3", "hint: ", "fp8_e5m2"][..],
         ),
         (
-            &["--quantization", "gptq"],
-            &["gptq", "not built yet", "hint: "],
-        ),
-        (
             &["--quantization", "zip"],
             &["--quantization", "zip", "hint: "],
         ),

@@ -152,3 +152,25 @@ fn prompts_and_conversations_of_files_are_sent() {
         assert_eq!(crate::shapes::output_tokens(&level), expected, "{flags}");
     }
 }
+
+#[test]
+fn a_method_that_the_checkpoint_was_not_quantised_by_is_refused() {
+    let Some(model) = model() else { return };
+    let sandbox = Sandbox::new();
+    let path = model.to_str().unwrap();
+    for method in ["gptq", "awq", "fp8"] {
+        let args = [
+            "serve",
+            path,
+            "--port",
+            "0",
+            "--device",
+            "cpu",
+            "--quantization",
+            method,
+        ];
+        sandbox
+            .run(&args)
+            .fails(1, &["--quantization", method, "hint: "]);
+    }
+}
