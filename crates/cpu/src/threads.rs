@@ -101,11 +101,17 @@ impl Pool {
             return;
         }
         let shared = &*self.shared;
+        // A worker that is late for the last loop may still look at its ticket: nothing can be claimed by
+        // that any more before the new loop's number of tasks is to be seen.
+        shared.ticket.0.store(
+            u64::from(self.epoch) << 32 | u64::from(u32::MAX),
+            Ordering::SeqCst,
+        );
         shared.call.store(call::<F> as *mut (), Ordering::Relaxed);
         shared
             .data
             .store((&raw const body).cast_mut().cast(), Ordering::Relaxed);
-        shared.tasks.store(count, Ordering::Relaxed);
+        shared.tasks.store(count, Ordering::Release);
         shared.pending.0.store(tasks, Ordering::Relaxed);
         self.epoch = self.epoch.wrapping_add(1);
         // Sequentially consistent on both sides: either the worker sees the ticket before it
@@ -170,7 +176,7 @@ impl Shared {
             let task = ticket as u32;
             let call = self.call.load(Ordering::Relaxed);
             let data = self.data.load(Ordering::Relaxed);
-            if (ticket >> 32) as u32 != epoch || task >= self.tasks.load(Ordering::Relaxed) {
+            if (ticket >> 32) as u32 != epoch || task >= self.tasks.load(Ordering::Acquire) {
                 break;
             }
             let claim = self.ticket.0.compare_exchange_weak(
