@@ -312,6 +312,23 @@ mod tests {
     }
 
     #[test]
+    fn loops_of_other_lengths_take_nothing_from_each_other() {
+        // More threads than cores: workers are late.
+        let mut pool = Pool::new(6).unwrap();
+        let runs: Vec<AtomicU32> = (0..64).map(|_| AtomicU32::new(0)).collect();
+        for n in 0..20_000 {
+            let tasks = [2, 64, 3, 17][n % 4];
+            pool.run(tasks, |task| {
+                runs[task].fetch_add(1, Ordering::Relaxed);
+            });
+            for (task, times) in runs.iter().enumerate() {
+                let times = times.swap(0, Ordering::Relaxed);
+                assert_eq!(times, u32::from(task < tasks), "task {task} of loop {n}");
+            }
+        }
+    }
+
+    #[test]
     fn a_panic_is_reported_and_the_pool_goes_on() {
         let mut pool = Pool::new(2).unwrap();
         let done = AtomicU32::new(0);
