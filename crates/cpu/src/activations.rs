@@ -39,6 +39,7 @@ pub struct Activations {
     codes: Buffer<i8>,
     scales: Buffer<f32>,
     minus_sums: Buffer<i32>,
+    halves: Buffer<i32>,
     sums: Buffer<f32>,
     panels: Vec<Panel>,
     blocks: usize,
@@ -53,6 +54,8 @@ pub struct PanelData<'a> {
     pub scales: &'a [f32],
     /// Minus the sum of the bytes.
     pub minus_sums: &'a [i32],
+    /// Two an entry: -32 times the sum of the first 16 bytes, and of the last 16.
+    pub halves: &'a [i32],
     /// Scale times the sum of the bytes.
     pub sums: &'a [f32],
 }
@@ -68,6 +71,7 @@ impl Activations {
             codes: Buffer::zeroed(entries * BLOCK)?,
             scales: Buffer::zeroed(entries)?,
             minus_sums: Buffer::zeroed(entries)?,
+            halves: Buffer::zeroed(2 * entries)?,
             sums: Buffer::zeroed(entries)?,
             panels: Vec::new(),
             blocks: 0,
@@ -84,6 +88,7 @@ impl Activations {
             codes: self.codes.parts(),
             scales: self.scales.parts(),
             minus_sums: self.minus_sums.parts(),
+            halves: self.halves.parts(),
             sums: self.sums.parts(),
             panels: &self.panels,
             blocks: self.blocks,
@@ -107,6 +112,7 @@ impl Activations {
             codes: &self.codes[start * BLOCK..][..len * BLOCK],
             scales: &self.scales[start..][..len],
             minus_sums: &self.minus_sums[start..][..len],
+            halves: &self.halves[2 * start..][..2 * len],
             sums: &self.sums[start..][..len],
         }
     }
@@ -118,6 +124,7 @@ pub struct Writer<'a> {
     codes: Parts<'a, i8>,
     scales: Parts<'a, f32>,
     minus_sums: Parts<'a, i32>,
+    halves: Parts<'a, i32>,
     sums: Parts<'a, f32>,
     panels: &'a [Panel],
     blocks: usize,
@@ -148,10 +155,14 @@ impl<'a> Writer<'a> {
                 let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
                 let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
                 let scale = largest / 127.0;
-                let sum = s.store_i8(codes, s.mul(x, inverse))
-                    + s.store_i8(codes.add(16), s.mul(y, inverse));
+                let first = s.store_i8(codes, s.mul(x, inverse));
+                let last = s.store_i8(codes.add(16), s.mul(y, inverse));
+                let sum = first + last;
                 self.scales.at(entry, 1)[0] = scale;
                 self.minus_sums.at(entry, 1)[0] = -sum;
+                self.halves
+                    .at(2 * entry, 2)
+                    .copy_from_slice(&[-32 * first, -32 * last]);
                 self.sums.at(entry, 1)[0] = scale * sum as f32;
             }
         }
@@ -214,6 +225,9 @@ mod tests {
                         let sum: i32 = codes.iter().map(|c| i32::from(*c)).sum();
                         let scale = data.scales[entry];
                         assert_eq!(data.minus_sums[entry], -sum);
+                        let half = |codes: &[i8]| codes.iter().map(|c| i32::from(*c)).sum::<i32>();
+                        let halves = [-32 * half(&codes[..16]), -32 * half(&codes[16..])];
+                        assert_eq!(data.halves[2 * entry..][..2], halves);
                         assert_eq!(data.sums[entry], scale * sum as f32);
                         let wanted = &values[(panel.start + r) * cols + b * 32..][..32];
                         for (c, x) in codes.iter().zip(wanted) {

@@ -1,10 +1,10 @@
 //! From stored blocks to f32: the reference every kernel is compared with.
 //!
-//! Written for clarity, one function a format. Block layouts are GGUF's; the K formats hold
-//! 256 weights in sub-blocks with small integer scales under one or two f16 super-scales.
+//! Written for clarity, one function a format. Block layouts are GGUF's.
 
 use half::{bf16, f16};
 
+use crate::kblock::KBlock;
 use crate::{DType, ModelError, Tensor};
 
 impl Tensor {
@@ -54,11 +54,11 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q5_1 => q5_1,
         DType::Q8_0 => q8_0,
         DType::NF4 => nf4,
-        DType::Q2_K => q2_k,
-        DType::Q3_K => q3_k,
-        DType::Q4_K => q4_k,
-        DType::Q5_K => q5_k,
-        DType::Q6_K => q6_k,
+        DType::Q2_K => |b, y| k(&KBlock::q2(b), y),
+        DType::Q3_K => |b, y| k(&KBlock::q3(b), y),
+        DType::Q4_K => |b, y| k(&KBlock::q4(b), y),
+        DType::Q5_K => |b, y| k(&KBlock::q5(b), y),
+        DType::Q6_K => |b, y| k(&KBlock::q6(b), y),
     };
     for (block, y) in bytes
         .chunks_exact(block_bytes)
@@ -92,8 +92,8 @@ fn q4_1(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// The 32 five-bit numbers of a Q5 block: nibbles `low`, fifth bits `high`.
-fn five_bits(high: &[u8], low: &[u8]) -> [f32; 32] {
+/// The 32 five-bit numbers of a Q5 block: fifth bits in `high` (4 bytes), nibbles in `low` (16).
+pub fn five_bits(high: &[u8], low: &[u8]) -> [u8; 32] {
     let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
     std::array::from_fn(|i| {
         let nibble = if i < 16 {
@@ -101,21 +101,21 @@ fn five_bits(high: &[u8], low: &[u8]) -> [f32; 32] {
         } else {
             low[i - 16] >> 4
         };
-        (u32::from(nibble) | ((high >> i) & 1) << 4) as f32
+        nibble | ((high >> i & 1) as u8) << 4
     })
 }
 
 fn q5_0(b: &[u8], y: &mut [f32]) {
     let d = half_at(b, 0);
     for (y, q) in y.iter_mut().zip(five_bits(&b[2..6], &b[6..])) {
-        *y = d * (q - 16.0);
+        *y = d * (f32::from(q) - 16.0);
     }
 }
 
 fn q5_1(b: &[u8], y: &mut [f32]) {
     let (d, m) = (half_at(b, 0), half_at(b, 2));
     for (y, q) in y.iter_mut().zip(five_bits(&b[4..8], &b[8..])) {
-        *y = d * q + m;
+        *y = d * f32::from(q) + m;
     }
 }
 
@@ -167,86 +167,21 @@ pub(crate) fn e4m3(byte: u8) -> f32 {
     f16::from_bits(bits).to_f32() * 256.0
 }
 
-/// 16 sub-blocks of 16: `scales[16]` (low nibble scale, high nibble minimum), `qs[64]`, d, dmin.
-fn q2_k(b: &[u8], y: &mut [f32]) {
-    let (scales, qs) = (&b[..16], &b[16..80]);
-    let (d, dmin) = (half_at(b, 80), half_at(b, 82));
-    for (i, y) in y.iter_mut().enumerate() {
-        let (part, within) = (i / 128, i % 128);
-        let q = (qs[part * 32 + within % 32] >> (2 * (within / 32))) & 3;
-        let scale = scales[i / 16];
-        *y = d * f32::from(scale & 15) * f32::from(q) - dmin * f32::from(scale >> 4);
-    }
-}
-
-/// 16 sub-blocks of 16: `hmask[32]`, `qs[64]`, 16 six-bit scales in 12 bytes, d.
-fn q3_k(b: &[u8], y: &mut [f32]) {
-    let (high, qs, packed) = (&b[..32], &b[32..96], &b[96..108]);
-    let d = half_at(b, 108);
-    let scale = |s: usize| {
-        let low = if s < 8 {
-            packed[s] & 15
-        } else {
-            packed[s - 8] >> 4
-        };
-        let top = (packed[8 + s % 4] >> (2 * (s / 4))) & 3;
-        f32::from(low | top << 4) - 32.0
-    };
-    for (i, y) in y.iter_mut().enumerate() {
-        let (part, within) = (i / 128, i % 128);
-        let low = (qs[part * 32 + within % 32] >> (2 * (within / 32))) & 3;
-        let bit = (high[within % 32] >> (part * 4 + within / 32)) & 1;
-        *y = d * scale(i / 16) * (f32::from(low | bit << 2) - 4.0);
-    }
-}
-
-/// Scale and minimum of sub-block `s` (0..8), six bits each, of Q4_K and Q5_K.
-fn scale_and_min(packed: &[u8], s: usize) -> (f32, f32) {
-    let (scale, min) = if s < 4 {
-        (packed[s] & 63, packed[s + 4] & 63)
-    } else {
-        (
-            (packed[s + 4] & 15) | (packed[s - 4] >> 6) << 4,
-            (packed[s + 4] >> 4) | (packed[s] >> 6) << 4,
-        )
-    };
-    (f32::from(scale), f32::from(min))
-}
-
-/// 8 sub-blocks of 32: d, dmin, scales and minima in 12 bytes, `qs[128]`.
-fn q4_k(b: &[u8], y: &mut [f32]) {
-    let (d, dmin, packed, qs) = (half_at(b, 0), half_at(b, 2), &b[4..16], &b[16..]);
-    for (s, y) in y.chunks_exact_mut(32).enumerate() {
-        let (scale, min) = scale_and_min(packed, s);
-        for (y, q) in y.iter_mut().zip(&qs[s / 2 * 32..]) {
-            let q = (q >> (s % 2 * 4)) & 15;
-            *y = d * scale * f32::from(q) - dmin * min;
+/// A K block: `d scale (q - offset) - dmin minimum`.
+fn k(block: &KBlock, y: &mut [f32]) {
+    let (d, dmin, offset) = (
+        block.d.to_f32(),
+        block.dmin.to_f32(),
+        f32::from(block.offset),
+    );
+    for (part, (y, codes)) in y
+        .chunks_exact_mut(16)
+        .zip(block.codes.chunks_exact(16))
+        .enumerate()
+    {
+        let (scale, minimum) = (block.scales[part], block.minima[part]);
+        for (y, q) in y.iter_mut().zip(codes) {
+            *y = d * f32::from(scale) * (f32::from(*q) - offset) - dmin * f32::from(minimum);
         }
-    }
-}
-
-/// As [`q4_k`], with a fifth bit in `qh[32]` before `qs[128]`.
-fn q5_k(b: &[u8], y: &mut [f32]) {
-    let (d, dmin, packed) = (half_at(b, 0), half_at(b, 2), &b[4..16]);
-    let (high, qs) = (&b[16..48], &b[48..]);
-    for (s, y) in y.chunks_exact_mut(32).enumerate() {
-        let (scale, min) = scale_and_min(packed, s);
-        for (i, (y, q)) in y.iter_mut().zip(&qs[s / 2 * 32..]).enumerate() {
-            let q = (q >> (s % 2 * 4)) & 15 | ((high[i] >> s) & 1) << 4;
-            *y = d * scale * f32::from(q) - dmin * min;
-        }
-    }
-}
-
-/// 16 sub-blocks of 16: `ql[128]`, `qh[64]`, `scales[16]` signed, d.
-fn q6_k(b: &[u8], y: &mut [f32]) {
-    let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half_at(b, 208));
-    for (i, y) in y.iter_mut().enumerate() {
-        let (part, within) = (i / 128, i % 128);
-        let quarter = within / 32;
-        let nibbles = low[part * 64 + within % 64] >> (quarter / 2 * 4);
-        let top = (high[part * 32 + within % 32] >> (2 * quarter)) & 3;
-        let q = f32::from((nibbles & 15) | top << 4) - 32.0;
-        *y = d * f32::from(scales[i / 16] as i8) * q;
     }
 }

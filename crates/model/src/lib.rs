@@ -16,6 +16,7 @@ pub mod fetch;
 mod files;
 pub mod gguf;
 pub mod hf;
+pub mod kblock;
 mod parallel;
 pub mod quantize;
 pub mod spec;

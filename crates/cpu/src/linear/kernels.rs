@@ -3,6 +3,8 @@
 //! Lane `i` of every vector is output row `i` of the tile. Each activation row has its own sum,
 //! added up in the order of the blocks, so its result is the same bits in a panel of any size.
 
+use super::codes::{Codes, Five, Four, Six, Three, Two};
+use super::kblocks::{halves, halves_with_minima, with_minima};
 use super::pack::{Format, TILE};
 use crate::activations::PanelData;
 use crate::simd::{Kernel, Simd, prefetch};
@@ -48,7 +50,7 @@ macro_rules! with_constant {
 /// Makes a function of lanes and a constant `T` a kernel of its own, so that it is compiled once
 /// for each instruction set and number of rows, whoever calls it.
 macro_rules! kernel {
-    ($K:ident<$a:lifetime> = $f:ident { $($field:ident: $type:ty),* }) => {
+    ($K:ident<$a:lifetime> = $f:ident $(<$C:ty>)? { $($field:ident: $type:ty),* }) => {
         struct $K<$a, const T: usize> { $($field: $type),* }
 
         impl<const T: usize> Kernel for $K<'_, T> {
@@ -57,16 +59,34 @@ macro_rules! kernel {
             #[inline(always)]
             fn run<S: Simd>(self, s: S) {
                 // SAFETY: made in `multiply` only, which has checked the lengths.
-                unsafe { $f::<S, T>(s, $(self.$field),*) }
+                unsafe { $f::<S, $($C,)? T>(s, $(self.$field),*) }
             }
         }
     };
 }
 
-kernel!(Q4<'a> = q4 { tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums });
-kernel!(Q4Min<'a> = q4_min { tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums });
-kernel!(Q8<'a> = q8 { tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums });
-kernel!(Nf4<'a> = nf4 { tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums });
+/// A kernel of quantised weights.
+macro_rules! quantised {
+    ($($K:ident = $f:ident $(<$C:ty>)?;)*) => {$(
+        kernel!($K<'a> = $f $(<$C>)? {
+            tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums
+        });
+    )*};
+}
+
+quantised! {
+    Q4 = centred<Four>;
+    Q5 = centred<Five>;
+    Q4Min = with_minimum<Four>;
+    Q5Min = with_minimum<Five>;
+    Q8 = q8;
+    Nf4 = nf4;
+    Q2K = halves_with_minima<Two>;
+    Q3K = halves<Three>;
+    Q4K = with_minima<Four>;
+    Q5K = with_minima<Five>;
+    Q6K = halves<Six>;
+}
 kernel!(F16<'a> = f16 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
 kernel!(BF16<'a> = bf16 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
 kernel!(F32<'a> = f32 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
@@ -75,13 +95,32 @@ kernel!(F32<'a> = f32 { tile: TileData<'a>, float: &'a [f32], stride: usize, sum
 /// last blocks ask for the next tile's first.
 const AHEAD: usize = 28;
 
-/// Asks for block `b`'s share of the bytes that lie `AHEAD` blocks further on: a batch is computed
+/// Asks for block `b`'s share (`bytes` of them) of the bytes that lie `AHEAD` blocks further on: a batch is computed
 /// while the weights for what follows are on their way.
 #[inline(always)]
-fn fetch_ahead<const BYTES: usize>(tile: &[u8], b: usize) {
-    let from = tile.as_ptr().wrapping_add((AHEAD + b) * BYTES);
-    for line in (0..BYTES).step_by(64) {
+pub(super) fn fetch_ahead(tile: &[u8], b: usize, bytes: usize) {
+    let from = tile.as_ptr().wrapping_add((AHEAD + b) * bytes);
+    for line in (0..bytes).step_by(64) {
         prefetch(from.wrapping_add(line));
+    }
+}
+
+/// Adds the dot product of eight vectors of codes below 128 and 32 activations.
+///
+/// # Safety
+/// There are 32 activations at `x`.
+#[inline(always)]
+pub(super) unsafe fn dot32<S: Simd>(s: S, i: S::I, q: &[S::B; 8], x: *const i8) -> S::I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let i = s.dot7(i, q[0], x);
+        let i = s.dot7(i, q[1], x.add(4));
+        let i = s.dot7(i, q[2], x.add(8));
+        let i = s.dot7(i, q[3], x.add(12));
+        let i = s.dot7(i, q[4], x.add(16));
+        let i = s.dot7(i, q[5], x.add(20));
+        let i = s.dot7(i, q[6], x.add(24));
+        s.dot7(i, q[7], x.add(28))
     }
 }
 
@@ -114,9 +153,17 @@ pub fn multiply<S: Simd>(
         let entries = tile.length * tile.format.activation_blocks() * rows;
         assert!(panel.scales.len() >= entries && panel.codes.len() >= 32 * entries);
         assert!(panel.minus_sums.len() >= entries && panel.sums.len() >= entries);
+        assert!(panel.halves.len() >= 2 * entries);
         match tile.format {
             Format::Q4 => with_constant!(rows, S, s, Q4 { tile, panel, sums }),
+            Format::Q5 => with_constant!(rows, S, s, Q5 { tile, panel, sums }),
             Format::Q4Min => with_constant!(rows, S, s, Q4Min { tile, panel, sums }),
+            Format::Q5Min => with_constant!(rows, S, s, Q5Min { tile, panel, sums }),
+            Format::Q2K => with_constant!(rows, S, s, Q2K { tile, panel, sums }),
+            Format::Q3K => with_constant!(rows, S, s, Q3K { tile, panel, sums }),
+            Format::Q4K => with_constant!(rows, S, s, Q4K { tile, panel, sums }),
+            Format::Q5K => with_constant!(rows, S, s, Q5K { tile, panel, sums }),
+            Format::Q6K => with_constant!(rows, S, s, Q6K { tile, panel, sums }),
             Format::Nf4 => with_constant!(rows, S, s, Nf4 { tile, panel, sums }),
             _ => with_constant!(rows, S, s, Q8 { tile, panel, sums }),
         }
@@ -160,37 +207,31 @@ pub fn multiply<S: Simd>(
     }
 }
 
-/// Weights `d (q - 8)`.
+/// Weights `d (q - offset)`.
 ///
 /// # Safety
 /// Tile and panel are as long as their formats say.
 #[inline(always)]
-unsafe fn q4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
+unsafe fn centred<S: Simd, C: Codes, const T: usize>(
+    s: S,
+    w: TileData,
+    a: PanelData,
+    sums: &mut Sums,
+) {
     let blocks = w.length;
-    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 256..].as_ptr());
+    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * C::BYTES..].as_ptr());
     let mut acc = [s.splat(0.0); T];
     for b in 0..blocks {
         // SAFETY: block `b` of tile and panel.
         unsafe {
-            let p = codes.add(b * 256);
-            fetch_ahead::<288>(w.bytes, b);
-            let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
-            let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
-            let (l0, l1, l2, l3) = (s.low(p0), s.low(p1), s.low(p2), s.low(p3));
-            let (h0, h1, h2, h3) = (s.high(p0), s.high(p1), s.high(p2), s.high(p3));
+            fetch_ahead(w.bytes, b, C::BYTES + 32);
+            let q = C::load(s, codes.add(b * C::BYTES));
             let d = s.load_f16(scales.add(b * 32).cast());
             each!(t, {
                 let e = b * T + t;
                 let x = a.codes.as_ptr().add(e * 32);
-                let mut i = s.isplat(*a.minus_sums.as_ptr().add(e) * 8);
-                i = s.dot7(i, l0, x);
-                i = s.dot7(i, l1, x.add(4));
-                i = s.dot7(i, l2, x.add(8));
-                i = s.dot7(i, l3, x.add(12));
-                i = s.dot7(i, h0, x.add(16));
-                i = s.dot7(i, h1, x.add(20));
-                i = s.dot7(i, h2, x.add(24));
-                i = s.dot7(i, h3, x.add(28));
+                let i = s.isplat(*a.minus_sums.as_ptr().add(e) * C::OFFSET);
+                let i = dot32(s, i, &q, x);
                 let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
                 acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
             });
@@ -203,36 +244,29 @@ unsafe fn q4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
 /// Weights `d q + m`.
 ///
 /// # Safety
-/// As [`q4`].
+/// As [`centred`].
 #[inline(always)]
-unsafe fn q4_min<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
+unsafe fn with_minimum<S: Simd, C: Codes, const T: usize>(
+    s: S,
+    w: TileData,
+    a: PanelData,
+    sums: &mut Sums,
+) {
     let blocks = w.length;
-    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 256..].as_ptr());
-    let minima = w.bytes[blocks * 288..].as_ptr();
+    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * C::BYTES..].as_ptr());
+    let minima = w.bytes[blocks * (C::BYTES + 32)..].as_ptr();
     let mut acc = [s.splat(0.0); T];
     for b in 0..blocks {
         // SAFETY: block `b` of tile and panel.
         unsafe {
-            let p = codes.add(b * 256);
-            fetch_ahead::<320>(w.bytes, b);
-            let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
-            let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
-            let (l0, l1, l2, l3) = (s.low(p0), s.low(p1), s.low(p2), s.low(p3));
-            let (h0, h1, h2, h3) = (s.high(p0), s.high(p1), s.high(p2), s.high(p3));
+            fetch_ahead(w.bytes, b, C::BYTES + 64);
+            let q = C::load(s, codes.add(b * C::BYTES));
             let d = s.load_f16(scales.add(b * 32).cast());
             let m = s.load_f16(minima.add(b * 32).cast());
             each!(t, {
                 let e = b * T + t;
                 let x = a.codes.as_ptr().add(e * 32);
-                let mut i = s.isplat(0);
-                i = s.dot7(i, l0, x);
-                i = s.dot7(i, l1, x.add(4));
-                i = s.dot7(i, l2, x.add(8));
-                i = s.dot7(i, l3, x.add(12));
-                i = s.dot7(i, h0, x.add(16));
-                i = s.dot7(i, h1, x.add(20));
-                i = s.dot7(i, h2, x.add(24));
-                i = s.dot7(i, h3, x.add(28));
+                let i = dot32(s, s.isplat(0), &q, x);
                 acc[t] = s.fma(m, s.splat(*a.sums.as_ptr().add(e)), acc[t]);
                 let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
                 acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
@@ -246,7 +280,7 @@ unsafe fn q4_min<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums:
 /// Weights `d q`, `q` stored as byte + 128.
 ///
 /// # Safety
-/// As [`q4`].
+/// As [`centred`].
 #[inline(always)]
 unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
     let blocks = w.length;
@@ -256,7 +290,7 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
         // SAFETY: block `b` of tile and panel.
         unsafe {
             let p = codes.add(b * 512);
-            fetch_ahead::<544>(w.bytes, b);
+            fetch_ahead(w.bytes, b, 544);
             let q = [
                 s.bytes(p),
                 s.bytes(p.add(64)),
@@ -309,7 +343,7 @@ const NF4_CODES: [u8; 16] = {
 /// Weights `d level[q]`, each block of 64 against two of activations.
 ///
 /// # Safety
-/// As [`q4`].
+/// As [`centred`].
 #[inline(always)]
 unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
     let blocks = w.length;
@@ -319,7 +353,7 @@ unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &m
         // SAFETY: half of block `b / 2` of the tile, block `b` of the panel.
         unsafe {
             let p = codes.add(b * 256);
-            fetch_ahead::<288>(w.bytes, b);
+            fetch_ahead(w.bytes, b, 288);
             let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
             let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
             let q = [

@@ -1,5 +1,7 @@
 //! Matrix times activations: one pass over the weights serves the whole batch.
 
+mod codes;
+mod kblocks;
 mod kernels;
 mod pack;
 

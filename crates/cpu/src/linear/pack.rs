@@ -1,13 +1,17 @@
 //! From a checkpoint's rows to tiles of 16 interleaved rows.
 //!
 //! Quantised tiles hold, block by block, groups of four codes of each of the 16 rows (a vector
-//! of 64 bytes, one lane a row), then the scales of all blocks, then the minima. Four-bit codes
-//! stay in nibbles as GGUF has them: the low ones are a block's first 16 values. Unquantised tiles
-//! hold 16 values a column.
+//! of 64 bytes, one lane a row), then the scales of all blocks, then the minima. Codes of fewer than
+//! 8 bits share bytes as `codes.rs` says; blocks of the K formats are laid out in `kblocks.rs`.
+//! Unquantised tiles hold 16 values a column.
 
 use powerband_engine::EngineError;
+use powerband_model::dequant::five_bits;
+use powerband_model::kblock::KBlock;
 use powerband_model::{DType, Tensor};
 
+use super::codes::{self, Codes, Five, Four, Six, Three, Two};
+use super::kblocks::block_bytes;
 use super::kernels::NF4_SCALE;
 use crate::buffer::Buffer;
 use crate::threads::Pool;
@@ -22,10 +26,24 @@ pub enum Format {
     Q4,
     /// 4 bits, `d q + m`.
     Q4Min,
+    /// 5 bits, `d (q - 16)`.
+    Q5,
+    /// 5 bits, `d q + m`.
+    Q5Min,
     /// 8 bits, `d q`.
     Q8,
     /// 4 bits, places in the table of normal floats; blocks of 64.
     Nf4,
+    /// 2 bits, `d s q - dmin m`; blocks of 256, `s` and `m` for 16.
+    Q2K,
+    /// 3 bits, `d s (q - 4)`; blocks of 256, `s` for 16.
+    Q3K,
+    /// 4 bits, `d s q - dmin m`; blocks of 256, `s` and `m` for 32.
+    Q4K,
+    /// 5 bits, as [`Format::Q4K`].
+    Q5K,
+    /// 6 bits, `d s (q - 32)`; blocks of 256, `s` for 16.
+    Q6K,
     /// Half precision.
     F16,
     /// bfloat16.
@@ -37,7 +55,7 @@ pub enum Format {
 impl Format {
     /// Does it take quantised activations?
     pub fn is_quantised(self) -> bool {
-        matches!(self, Format::Q4 | Format::Q4Min | Format::Q8 | Format::Nf4)
+        !matches!(self, Format::F16 | Format::BF16 | Format::F32)
     }
 
     /// Its name, for people.
@@ -45,6 +63,13 @@ impl Format {
         match self {
             Format::Q4 => "Q4_0",
             Format::Q4Min => "Q4_1",
+            Format::Q5 => "Q5_0",
+            Format::Q5Min => "Q5_1",
+            Format::Q2K => "Q2_K",
+            Format::Q3K => "Q3_K",
+            Format::Q4K => "Q4_K",
+            Format::Q5K => "Q5_K",
+            Format::Q6K => "Q6_K",
             Format::Q8 => "Q8_0",
             Format::Nf4 => "NF4",
             Format::F16 => "F16",
@@ -57,6 +82,7 @@ impl Format {
     pub fn activation_blocks(self) -> usize {
         match self {
             Format::Nf4 => 2,
+            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K => 8,
             _ => 1,
         }
     }
@@ -65,8 +91,15 @@ impl Format {
     pub fn tile_bytes(self, length: usize) -> usize {
         length
             * match self {
-                Format::Q4 => 288,
-                Format::Q4Min => 320,
+                Format::Q4 => Four::BYTES + 32,
+                Format::Q4Min => Four::BYTES + 64,
+                Format::Q5 => Five::BYTES + 32,
+                Format::Q5Min => Five::BYTES + 64,
+                Format::Q2K => block_bytes(Two::BYTES, 16, 16),
+                Format::Q3K => block_bytes(Three::BYTES, 16, 0),
+                Format::Q4K => block_bytes(Four::BYTES, 8, 8),
+                Format::Q5K => block_bytes(Five::BYTES, 8, 8),
+                Format::Q6K => block_bytes(Six::BYTES, 16, 0),
                 Format::Q8 => 544,
                 Format::Nf4 => 576,
                 Format::F16 | Format::BF16 => 2 * TILE,
@@ -92,7 +125,6 @@ pub struct Packed {
 
 impl Packed {
     /// Packs `tensor` (`[rows, cols]`), row `i` of the result being row `order(i)` of the tensor.
-    /// Formats without a kernel of their own are stored as Q8_0.
     ///
     /// # Errors
     /// No memory, or a tensor that is no matrix.
@@ -109,13 +141,13 @@ impl Packed {
             DType::Q4_1 => Format::Q4Min,
             DType::Q8_0 => Format::Q8,
             DType::NF4 => Format::Nf4,
-            other => {
-                tracing::debug!("{}: {} is computed as Q8_0", tensor.name, other.name());
-                let converted = tensor
-                    .quantize(DType::Q8_0)
-                    .map_err(|error| EngineError::Unsupported(error.to_string()))?;
-                return Self::new(pool, &converted, order);
-            }
+            DType::Q5_0 => Format::Q5,
+            DType::Q5_1 => Format::Q5Min,
+            DType::Q2_K => Format::Q2K,
+            DType::Q3_K => Format::Q3K,
+            DType::Q4_K => Format::Q4K,
+            DType::Q5_K => Format::Q5K,
+            DType::Q6_K => Format::Q6K,
         };
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let (unit, unit_bytes) = tensor.dtype.block();
@@ -162,26 +194,25 @@ impl Packed {
     }
 }
 
-/// Spreads one stored row over lane `lane` of a tile.
-fn pack_row(format: Format, length: usize, row: &[u8], lane: usize, out: &mut [u8]) {
-    /// Copies `from` in pieces of `N` bytes to every 16th place.
-    fn spread<const N: usize>(from: &[u8], lane: usize, flip: u8, out: &mut [u8]) {
-        for (group, piece) in from.chunks_exact(N).enumerate() {
-            let to = &mut out[(group * TILE + lane) * N..][..N];
-            for (to, from) in to.iter_mut().zip(piece) {
-                *to = from ^ flip;
-            }
+/// Copies `from` in pieces of `N` bytes to every 16th place, its bits `flip` turned over.
+fn spread<const N: usize>(from: &[u8], lane: usize, flip: u8, out: &mut [u8]) {
+    for (group, piece) in from.chunks_exact(N).enumerate() {
+        let to = &mut out[(group * TILE + lane) * N..][..N];
+        for (to, from) in to.iter_mut().zip(piece) {
+            *to = from ^ flip;
         }
     }
-    let (block, codes, minima) = match format {
-        Format::Q4 => (18, 16, false),
-        Format::Q4Min => (20, 16, true),
-        Format::Q8 => (34, 32, false),
-        Format::F16 | Format::BF16 => return spread::<2>(row, lane, 0, out),
-        Format::F32 => return spread::<4>(row, lane, 0, out),
+}
+
+/// Spreads one stored row over lane `lane` of a tile.
+fn pack_row(format: Format, length: usize, row: &[u8], lane: usize, out: &mut [u8]) {
+    let blocks = |size: usize| row.chunks_exact(size);
+    match format {
+        Format::F16 | Format::BF16 => spread::<2>(row, lane, 0, out),
+        Format::F32 => spread::<4>(row, lane, 0, out),
         Format::Nf4 => {
             let (code_area, scale_area) = out.split_at_mut(length * 32 * TILE);
-            for (b, block) in row.chunks_exact(36).enumerate() {
+            for (b, block) in blocks(36).enumerate() {
                 let to = &mut code_area[b * 32 * TILE..][..32 * TILE];
                 spread::<4>(&block[4..], lane, 0, to);
                 // The kernel's codes are levels times `NF4_SCALE`.
@@ -189,21 +220,87 @@ fn pack_row(format: Format, length: usize, row: &[u8], lane: usize, out: &mut [u
                 let at = (b * TILE + lane) * 4;
                 scale_area[at..at + 4].copy_from_slice(&(most / NF4_SCALE).to_le_bytes());
             }
-            return;
         }
-    };
-    // A signed byte with its top bit flipped is the byte plus 128.
-    let flip = if format == Format::Q8 { 0x80 } else { 0 };
-    let (code_area, scale_area) = out.split_at_mut(length * codes * TILE);
+        // Nibbles lie in the file as in a tile's planes.
+        Format::Q4 => in_areas(blocks(18), 2, Four::BYTES, lane, out, |block, to| {
+            spread::<4>(block, lane, 0, to);
+        }),
+        Format::Q4Min => in_areas(blocks(20), 4, Four::BYTES, lane, out, |block, to| {
+            spread::<4>(block, lane, 0, to);
+        }),
+        // A signed byte with its top bit flipped is the byte plus 128.
+        Format::Q8 => in_areas(blocks(34), 2, 32 * TILE, lane, out, |block, to| {
+            spread::<4>(block, lane, 0x80, to);
+        }),
+        Format::Q5 => in_areas(blocks(22), 2, Five::BYTES, lane, out, |block, to| {
+            codes::store::<Five>(&five_bits(&block[..4], &block[4..]), lane, to);
+        }),
+        Format::Q5Min => in_areas(blocks(24), 4, Five::BYTES, lane, out, |block, to| {
+            codes::store::<Five>(&five_bits(&block[..4], &block[4..]), lane, to);
+        }),
+        Format::Q2K => pack_k::<Two>(DType::Q2_K, [16, 16], row, lane, out),
+        Format::Q3K => pack_k::<Three>(DType::Q3_K, [16, 0], row, lane, out),
+        Format::Q4K => pack_k::<Four>(DType::Q4_K, [8, 8], row, lane, out),
+        Format::Q5K => pack_k::<Five>(DType::Q5_K, [8, 8], row, lane, out),
+        Format::Q6K => pack_k::<Six>(DType::Q6_K, [16, 0], row, lane, out),
+    }
+}
+
+/// Packs blocks that begin with a scale and perhaps a minimum of two bytes each (`header` bytes
+/// together): areas of codes (`code_bytes` a block, written by `store`), of scales, of minima.
+fn in_areas<'a>(
+    blocks: impl ExactSizeIterator<Item = &'a [u8]>,
+    header: usize,
+    code_bytes: usize,
+    lane: usize,
+    out: &mut [u8],
+    store: impl Fn(&[u8], &mut [u8]),
+) {
+    let length = blocks.len();
+    let (code_area, scale_area) = out.split_at_mut(length * code_bytes);
     let (scale_area, minimum_area) = scale_area.split_at_mut(length * 2 * TILE);
-    for (b, block) in row.chunks_exact(block).enumerate() {
-        let start = block.len() - codes;
-        let to = &mut code_area[b * codes * TILE..][..codes * TILE];
-        spread::<4>(&block[start..], lane, flip, to);
+    for (b, block) in blocks.enumerate() {
+        store(
+            &block[header..],
+            &mut code_area[b * code_bytes..][..code_bytes],
+        );
         let at = (b * TILE + lane) * 2;
         scale_area[at..at + 2].copy_from_slice(&block[..2]);
-        if minima {
+        if header > 2 {
             minimum_area[at..at + 2].copy_from_slice(&block[2..4]);
+        }
+    }
+}
+
+/// Packs a row of K blocks with so many integer scales and minima each.
+fn pack_k<C: Codes>(
+    dtype: DType,
+    [scales, minima]: [usize; 2],
+    row: &[u8],
+    lane: usize,
+    out: &mut [u8],
+) {
+    let bytes = block_bytes(C::BYTES, scales, minima);
+    let stored = row.chunks_exact(dtype.block().1);
+    for (block, out) in stored.zip(out.chunks_exact_mut(bytes)) {
+        let Some(block) = KBlock::read(dtype, block) else {
+            continue;
+        };
+        let (code_area, rest) = out.split_at_mut(8 * C::BYTES);
+        for (codes, to) in block.codes.chunks(32).zip(code_area.chunks_mut(C::BYTES)) {
+            codes::store::<C>(codes, lane, to);
+        }
+        let (scale_area, rest) = rest.split_at_mut(scales * TILE);
+        for (i, to) in scale_area.chunks_mut(TILE).enumerate() {
+            to[lane] = block.scales[i * (16 / scales)] as u8;
+        }
+        let (minimum_area, numbers) = rest.split_at_mut(minima * TILE);
+        for (i, to) in minimum_area.chunks_mut(TILE).enumerate() {
+            to[lane] = block.minima[i * (16 / minima)];
+        }
+        let given = [block.d, block.dmin];
+        for (number, to) in given.iter().zip(numbers.chunks_mut(2 * TILE)) {
+            to[2 * lane..2 * lane + 2].copy_from_slice(&number.to_le_bytes());
         }
     }
 }

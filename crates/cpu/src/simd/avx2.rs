@@ -80,6 +80,22 @@ unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
 
 // Closures would be compiled without the instructions, so helpers are functions.
 
+/// Each byte's bits from `from` on moved to bit `to`, as far as `mask` keeps them.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn moved(b: __m256i, from: u32, to: u32, mask: u8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Neighbours' bits come along in 16-bit lanes; the mask drops them.
+        let right = _mm_cvtsi32_si128(from.saturating_sub(to) as i32);
+        let left = _mm_cvtsi32_si128(to.saturating_sub(from) as i32);
+        let moved = _mm256_sll_epi16(_mm256_srl_epi16(b, right), left);
+        _mm256_and_si256(moved, _mm256_set1_epi8(mask as i8))
+    }
+}
+
 /// `v` in lanes `low..high`, `other` elsewhere.
 ///
 /// # Safety
@@ -196,6 +212,11 @@ impl Simd for Avx2 {
         };
         fn isplat(self, x: i32) -> I = [_mm256_set1_epi32(x); 2];
         fn to_f32(self, a: I) -> F = [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])];
+        fn bits(self, b: I, from: u32, to: u32, mask: u8) -> I = [
+            moved(b[0], from, to, mask),
+            moved(b[1], from, to, mask),
+        ];
+        fn or(self, a: I, b: I) -> I = [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])];
         fn lookup(self, table: &[u8; 16], places: I) -> I = {
             let table = _mm_loadu_si128(table.as_ptr().cast());
             let table = _mm256_broadcastsi128_si256(table);

@@ -100,6 +100,14 @@ impl Simd for Avx512 {
         fn low(self, b: __m512i) -> __m512i = _mm512_and_si512(b, _mm512_set1_epi8(15));
         fn high(self, b: __m512i) -> __m512i =
             _mm512_and_si512(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(15));
+        fn bits(self, b: __m512i, from: u32, to: u32, mask: u8) -> __m512i = {
+            // Neighbours' bits come along in 16-bit lanes; the mask drops them.
+            let right = _mm_cvtsi32_si128(from.saturating_sub(to) as i32);
+            let left = _mm_cvtsi32_si128(to.saturating_sub(from) as i32);
+            let moved = _mm512_sll_epi16(_mm512_srl_epi16(b, right), left);
+            _mm512_and_si512(moved, _mm512_set1_epi8(mask as i8))
+        };
+        fn or(self, a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
         fn lookup(self, table: &[u8; 16], places: __m512i) -> __m512i = {
             let table = _mm_loadu_si128(table.as_ptr().cast());
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), places)

@@ -91,6 +91,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn low(self, b: Self::B) -> Self::B;
     /// The high nibble of each byte.
     fn high(self, b: Self::B) -> Self::B;
+    /// Each byte's bits from `from` on moved to bit `to`, as far as `mask` keeps them.
+    fn bits(self, b: Self::B, from: u32, to: u32, mask: u8) -> Self::B;
+    /// The bits of both.
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
     /// The entry of `table` that each byte of `places` (each below 16) names.
     fn lookup(self, table: &[u8; 16], places: Self::B) -> Self::B;
     /// Adds to lane `i` the dot product of bytes `4 i..4 i + 4` of `w` (each below 128) and the

@@ -171,6 +171,14 @@ impl Simd for Portable {
         b.map(|x| x >> 4)
     }
     #[inline(always)]
+    fn bits(self, b: [u8; 64], from: u32, to: u32, mask: u8) -> [u8; 64] {
+        b.map(|x| ((u32::from(x) >> from) << to) as u8 & mask)
+    }
+    #[inline(always)]
+    fn or(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
     fn lookup(self, table: &[u8; 16], places: [u8; 64]) -> [u8; 64] {
         places.map(|place| table[usize::from(place & 15)])
     }
