@@ -180,6 +180,7 @@ fn on_cpu(
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
         max_model_len: config.max_model_len,
+        max_drafts: config.speculation.map_or(0, |s| s.num_speculative_tokens),
         isa: None,
     };
     let executor = CpuExecutor::new(spec, &weights, options).map_err(CliError::new)?;

@@ -1,10 +1,11 @@
 //! The flags that describe an engine: shared by `serve` and `run`. Names and defaults follow `vllm serve`.
 
 use clap::{Args, ValueEnum};
-use powerband_engine::{EngineConfig, KvCacheDtype, SchedulingPolicy};
+use powerband_engine::{EngineConfig, KvCacheDtype, NgramSpeculation, SchedulingPolicy};
 use powerband_model::DType;
 
 use crate::error::{CliError, CliResult};
+use crate::speculative_config;
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -81,6 +82,11 @@ pub struct EngineArgs {
     /// Reuse the keys and values of equal prompt beginnings (the default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     pub enable_prefix_caching: bool,
+    /// Draft tokens from what stood in the text before (not on a GPU), JSON as vLLM takes it:
+    /// {"method":"ngram","num_speculative_tokens":4,"prompt_lookup_max":4,"prompt_lookup_min":2}
+    /// [default: no drafts]
+    #[arg(long, value_name = "JSON", value_parser = speculative_config::parse, env = "POWERBAND_SPECULATIVE_CONFIG")]
+    pub speculative_config: Option<NgramSpeculation>,
     /// Threads of the CPU engine [default: the cores this process may use]
     #[arg(long, env = "POWERBAND_THREADS")]
     pub threads: Option<usize>,
@@ -209,6 +215,7 @@ impl EngineArgs {
                 }
             },
             overlap: !self.no_overlap,
+            speculation: self.speculative_config,
             seed: self.seed,
         })
     }

@@ -9,6 +9,7 @@ mod load_args;
 mod local_tokenizer;
 mod measure;
 mod screen;
+mod speculative_config;
 
 use clap::{Parser, Subcommand};
 

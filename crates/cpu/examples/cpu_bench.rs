@@ -87,7 +87,7 @@ fn report(
             tokens: &tokens,
             start,
             blocks,
-            logits: true,
+            logits: 1,
         })
         .collect();
     runner.forward(&chunks)?;

@@ -144,7 +144,7 @@ fn read(runner: &mut Runner, windows: &[&[u32]]) -> Result<Outcome> {
                 tokens: &window[at..=at],
                 start: at,
                 blocks,
-                logits: true,
+                logits: 1,
             })
             .collect();
         runner.forward(&chunks)?;

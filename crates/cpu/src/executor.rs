@@ -101,26 +101,39 @@ impl CpuExecutor {
             .zip(&sampled_before)
             .map(|(sequence, last)| Chunk {
                 tokens: match &sequence.tokens {
-                    StepTokens::Known(ids) => ids,
+                    StepTokens::Known(ids) | StepTokens::Speculative(ids) => ids,
                     StepTokens::LastSampled => std::slice::from_ref(last),
                 },
                 start: sequence.start,
                 blocks: &sequence.blocks,
-                logits: sequence.sample,
+                logits: match sequence.sample {
+                    true => 1 + sequence.tokens.drafts(),
+                    false => 0,
+                },
             })
             .collect();
         self.runner.forward(&chunks)?;
         let mut output = StepOutput::default();
-        let sampling = step.sequences.iter().filter(|sequence| sequence.sample);
-        for (index, sequence) in sampling.enumerate() {
-            let token = self.sampler.sample(
-                sequence.slot,
-                self.runner.logits(index),
-                sequence.suppressed.as_deref(),
-                sequence.mask.as_deref(),
-            );
-            self.last[sequence.slot] = Some(token.token);
-            output.samples.push((sequence.slot, token));
+        let mut first = 0;
+        for (sequence, chunk) in step.sequences.iter().zip(&chunks) {
+            let drafts =
+                &chunk.tokens[chunk.tokens.len().saturating_sub(sequence.tokens.drafts())..];
+            for at in 0..chunk.logits {
+                let output_token = self.sampler.sample(
+                    sequence.slot,
+                    self.runner.logits(first + at),
+                    sequence.suppressed.as_deref(),
+                    sequence.mask.as_deref(),
+                );
+                let token = output_token.token;
+                self.last[sequence.slot] = Some(token);
+                output.samples.push((sequence.slot, output_token));
+                // What was computed after a wrong draft is of no use.
+                if drafts.get(at) != Some(&token) {
+                    break;
+                }
+            }
+            first += chunk.logits;
         }
         self.runner.sampled();
         Ok(output)
@@ -130,6 +143,10 @@ impl CpuExecutor {
 impl Executor for CpuExecutor {
     fn limits(&self) -> &ExecutorLimits {
         &self.limits
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        self.runner.options().max_drafts > 0
     }
 
     fn submit(&mut self, step: Step) -> Result<PendingStep, EngineError> {

@@ -22,8 +22,8 @@ pub struct Chunk<'a> {
     pub start: usize,
     /// The sequence's KV blocks, covering `start + tokens.len()` positions.
     pub blocks: &'a [u32],
-    /// Compute the logits after the last token.
-    pub logits: bool,
+    /// After how many of the last tokens the logits are computed.
+    pub logits: usize,
 }
 
 /// What a step writes while it goes through the layers.
@@ -41,8 +41,8 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// Room for steps of `tokens` tokens and logits of `sequences` sequences.
-    pub fn new(model: &Model, tokens: usize, sequences: usize) -> Result<Self, EngineError> {
+    /// Room for steps of `tokens` tokens and logits after `sampled` of them.
+    pub fn new(model: &Model, tokens: usize, sampled: usize) -> Result<Self, EngineError> {
         let spec = &model.spec;
         let widest = spec
             .hidden_size
@@ -51,19 +51,19 @@ impl Workspace {
         let branch = if spec.sandwich_norms { tokens } else { 0 };
         Ok(Self {
             hidden: Rows::zeroed(tokens, spec.hidden_size)?,
-            normed: Rows::zeroed(tokens.max(sequences), spec.hidden_size)?,
+            normed: Rows::zeroed(tokens.max(sampled), spec.hidden_size)?,
             // Whole vectors are read from the last head, whatever its width.
             qkv: Rows::zeroed(tokens, model.columns.end + 16)?,
             attended: Rows::zeroed(tokens, spec.q_dim())?,
             gated: Rows::zeroed(tokens, spec.intermediate_size)?,
             branch: Rows::zeroed(branch, spec.hidden_size)?,
-            quantised: Activations::new(tokens.max(sequences), widest.next_multiple_of(32))?,
-            logits: Rows::zeroed(sequences, spec.vocab_size)?,
+            quantised: Activations::new(tokens.max(sampled), widest.next_multiple_of(32))?,
+            logits: Rows::zeroed(sampled, spec.vocab_size)?,
         })
     }
 
     /// Bytes of such a workspace if it is used to the full.
-    pub fn bytes(spec: &powerband_model::ModelSpec, tokens: usize, sequences: usize) -> usize {
+    pub fn bytes(spec: &powerband_model::ModelSpec, tokens: usize, sampled: usize) -> usize {
         let widest = spec
             .hidden_size
             .max(spec.q_dim())
@@ -74,7 +74,7 @@ impl Workspace {
             + spec.q_dim()
             + spec.intermediate_size
             + branch;
-        tokens * (4 * row + widest + widest / 32 * 12) + 4 * sequences * spec.vocab_size
+        tokens * (4 * row + widest + widest / 32 * 12) + 4 * sampled * spec.vocab_size
     }
 }
 
@@ -93,8 +93,7 @@ pub(crate) struct Place {
     pub block: u32,
 }
 
-/// Computes the chunks; the logits of the `i`-th chunk that asks for them are row `i` of
-/// `work.logits`. The caller has checked tokens, blocks and sizes.
+/// Computes the chunks; the logits that they ask for are the rows of `work.logits`, in order. The caller has checked tokens, blocks and sizes.
 pub(crate) fn forward(
     model: &mut Model,
     cache: &mut KvCache,
@@ -105,7 +104,7 @@ pub(crate) fn forward(
     machine.profile.start();
     let mut places = Vec::new();
     let mut queries = Vec::new();
-    let mut last_rows = Vec::new();
+    let mut sampled = Vec::new();
     for chunk in chunks {
         queries.push(Queries {
             row: places.len(),
@@ -121,9 +120,7 @@ pub(crate) fn forward(
                 block: chunk.blocks[position / BLOCK_SIZE],
             });
         }
-        if chunk.logits {
-            last_rows.push(places.len() - 1);
-        }
+        sampled.extend(places.len() - chunk.logits..places.len());
     }
     let reach = places.iter().map(|p| p.position + 1).max().unwrap_or(0);
     model.ropes.iter_mut().for_each(|rope| rope.reach(reach));
@@ -142,7 +139,7 @@ pub(crate) fn forward(
         step.attention(cache, work, machine, &tasks);
         step.feed_forward(work, machine);
     }
-    head(model, work, machine, &last_rows);
+    head(model, work, machine, &sampled);
     Ok(())
 }
 

@@ -27,6 +27,8 @@ pub struct CpuOptions {
     pub max_num_batched_tokens: usize,
     /// Longest sequence.
     pub max_model_len: usize,
+    /// Most drafts of a sequence in a step (speculation); 0: none.
+    pub max_drafts: usize,
     /// Instruction set; `None`: the best that this CPU has.
     pub isa: Option<Isa>,
 }
@@ -40,6 +42,7 @@ impl Default for CpuOptions {
             max_num_seqs: 50,
             max_num_batched_tokens: 512,
             max_model_len: 2048,
+            max_drafts: 0,
             isa: None,
         }
     }
@@ -81,7 +84,8 @@ impl Runner {
         };
         let model = Model::load(&mut machine.pool, spec, weights)?;
         let (tokens, sequences) = (options.max_num_batched_tokens, options.max_num_seqs);
-        let activations = Workspace::bytes(spec, tokens, sequences);
+        let sampled = sampled_most(&options);
+        let activations = Workspace::bytes(spec, tokens, sampled);
         let layout = Layout {
             dtype: options.kv_dtype,
             heads: spec.num_kv_heads,
@@ -100,7 +104,7 @@ impl Runner {
             kv_cache: num_blocks * layout.block_bytes() * spec.num_layers,
         };
         Ok(Self {
-            work: Workspace::new(&model, tokens, sequences)?,
+            work: Workspace::new(&model, tokens, sampled)?,
             cache: KvCache::new(layout, spec.num_layers, num_blocks)?,
             model,
             machine,
@@ -154,8 +158,8 @@ impl Runner {
         self.machine.profile.lap(Phase::Sampling);
     }
 
-    /// Computes chunks of distinct sequences and writes their keys and values. Returns how many
-    /// chunks asked for logits; see [`Runner::logits`].
+    /// Computes chunks of distinct sequences and writes their keys and values. Returns after how many
+    /// tokens the chunks asked for logits; see [`Runner::logits`].
     ///
     /// # Errors
     /// A chunk does not fit the limits, its blocks, the vocabulary or the context; nothing was
@@ -169,10 +173,11 @@ impl Runner {
             &mut self.machine,
             chunks,
         )?;
-        Ok(chunks.iter().filter(|chunk| chunk.logits).count())
+        Ok(chunks.iter().map(|chunk| chunk.logits).sum())
     }
 
-    /// Logits of the `index`-th chunk of the last step that asked for them, `[vocab_size]`.
+    /// The `index`-th logits that the chunks of the last step asked for, `[vocab_size]`: chunk by chunk,
+    /// and token by token in each.
     pub fn logits(&mut self, index: usize) -> &mut [f32] {
         let vocab = self.model.spec.vocab_size;
         &mut self.work.logits.row_mut(index)[..vocab]
@@ -199,6 +204,14 @@ impl Runner {
                     options.max_model_len
                 ));
             }
+            if chunk.logits > chunk.tokens.len().min(1 + options.max_drafts) {
+                return Err(format!(
+                    "logits after {} of {} tokens; there is room for {}",
+                    chunk.logits,
+                    chunk.tokens.len(),
+                    1 + options.max_drafts
+                ));
+            }
             let vocab = self.model.spec.vocab_size;
             if let Some(token) = chunk.tokens.iter().find(|t| **t as usize >= vocab) {
                 return Err(format!(
@@ -216,6 +229,13 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// Most tokens of a step that are sampled after.
+fn sampled_most(options: &CpuOptions) -> usize {
+    let each = options.max_drafts.saturating_add(1);
+    let all = options.max_num_seqs.saturating_mul(each);
+    all.min(options.max_num_batched_tokens)
 }
 
 /// Are the settings in range and do they fit the model?

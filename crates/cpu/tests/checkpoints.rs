@@ -59,7 +59,7 @@ fn families_compute_what_transformers_does() {
                     tokens: &prompt[at..=at],
                     start: at,
                     blocks: &[2, 0, 1, 3],
-                    logits: true,
+                    logits: 1,
                 };
                 runner.forward(&[chunk]).unwrap();
                 let error = distance(runner.logits(0), wanted);
@@ -86,7 +86,7 @@ fn quantised_checkpoints_compute_what_their_weights_say() {
                 tokens: &prompt,
                 start: 0,
                 blocks: &[2, 0, 1, 3],
-                logits: true,
+                logits: 1,
             };
             runner.forward(&[chunk]).unwrap();
             let error = distance(runner.logits(0), &wanted[0]);

@@ -38,7 +38,7 @@ fn logits(runner: &mut Runner, tokens: &[u32], start: usize, s: usize) -> Vec<f3
         tokens,
         start,
         blocks: &blocks,
-        logits: true,
+        logits: 1,
     };
     assert_eq!(runner.forward(&[chunk]).unwrap(), 1);
     runner.logits(0).to_vec()
@@ -256,12 +256,54 @@ fn batching_and_chunking_change_no_bit() {
                     tokens: &tokens[tokens.len() - 1..],
                     start: tokens.len() - 1,
                     blocks,
-                    logits: true,
+                    logits: 1,
                 })
                 .collect();
             batched.forward(&chunks).unwrap();
             for (s, wanted) in wanted.iter().enumerate() {
                 assert_eq!(batched.logits(s), wanted, "batched, {}", isa.name());
+            }
+        }
+    }
+}
+
+/// Drafts: logits after several tokens of a chunk are to the bit those of one token at a time.
+#[test]
+fn logits_after_each_draft_are_those_of_single_steps() {
+    for (dtype, kv) in [
+        (DType::Q8_0, KvCacheDtype::F16),
+        (DType::Q4_1, KvCacheDtype::Int8),
+        (DType::BF16, KvCacheDtype::BF16),
+    ] {
+        let spec = tiny();
+        let weights = random_weights(&spec, dtype, 5);
+        let tokens = prompt(40, 3, spec.vocab_size);
+        for isa in Isa::all() {
+            let options = CpuOptions {
+                isa: Some(isa),
+                max_drafts: 4,
+                ..options(kv)
+            };
+            let mut single = Runner::new(&spec, &weights, options.clone()).unwrap();
+            let mut drafted = Runner::new(&spec, &weights, options).unwrap();
+            logits(&mut single, &tokens[..14], 0, 1);
+            logits(&mut drafted, &tokens[..14], 0, 1);
+            for (at, count) in [(14, 5), (19, 2), (21, 1), (22, 3)] {
+                let blocks = [blocks(1), blocks(2)];
+                let chunk = |s: usize, count, logits| Chunk {
+                    tokens: &tokens[at..at + count],
+                    start: at,
+                    blocks: &blocks[s],
+                    logits,
+                };
+                // Behind a sequence that is in the middle of its prompt.
+                let rows = drafted.forward(&[chunk(1, 2, 0), chunk(0, count, count)]);
+                assert_eq!(rows.unwrap(), count);
+                for row in 0..count {
+                    let one = &tokens[at + row..=at + row];
+                    let wanted = logits(&mut single, one, at + row, 1);
+                    assert_eq!(drafted.logits(row), wanted, "{} at {at}", isa.name());
+                }
             }
         }
     }
@@ -277,7 +319,7 @@ fn what_does_not_fit_is_refused() {
         tokens: &[1, 2],
         start: 0,
         blocks: &blocks,
-        logits: false,
+        logits: 0,
     };
     assert_eq!(runner.forward(&[good]).unwrap(), 0);
     let far = [1_000_000];
@@ -291,6 +333,8 @@ fn what_does_not_fit_is_refused() {
             ..good
         },
         Chunk { start: 31, ..good },
+        // Two rows of logits where nothing is drafted.
+        Chunk { logits: 2, ..good },
         Chunk {
             start: usize::MAX,
             ..good

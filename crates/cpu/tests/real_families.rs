@@ -169,7 +169,7 @@ fn check(file: &str, cases: &[Case]) {
             tokens: prompt,
             start: 0,
             blocks: &blocks,
-            logits: true,
+            logits: 1,
         };
         runner.forward(&[chunk]).unwrap();
         let logits = runner.logits(0);

@@ -72,7 +72,7 @@ fn logits_are_the_references() {
             tokens,
             start: 0,
             blocks: &blocks,
-            logits: true,
+            logits: 1,
         };
         runner.forward(&[chunk]).unwrap();
         let logits = runner.logits(0);

@@ -230,6 +230,9 @@ impl Batch {
                 None if slots.has_sampled(slot) => self.tokens.push(-1 - slot as i32),
                 _ => return Err(format!("slot {slot} has sampled nothing yet")),
             },
+            StepTokens::Speculative(_) => {
+                return Err("drafts, which this executor does not verify".to_owned());
+            }
         }
         let first = self.positions.len() as i32;
         let table = self.blocks.len() as i32;

@@ -1,5 +1,7 @@
 //! Settings of the engine; names and defaults follow `vllm serve`.
 
+use crate::speculation::NgramSpeculation;
+
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -55,6 +57,8 @@ pub struct EngineConfig {
     pub policy: SchedulingPolicy,
     /// Schedule step N+1 while N computes; off: the plain loop, the reference.
     pub overlap: bool,
+    /// Draft tokens by prompt lookup; steps are then not scheduled ahead, whatever `overlap` says.
+    pub speculation: Option<NgramSpeculation>,
     /// Seed of the requests that bring none.
     pub seed: u64,
 }

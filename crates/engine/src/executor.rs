@@ -52,14 +52,25 @@ pub enum StepTokens {
     Known(Vec<u32>),
     /// The one token that the slot sampled last and that the host may not have seen yet.
     LastSampled,
+    /// The last sampled token, known, and drafts of what follows it: only to executors that
+    /// [verify](Executor::verifies_drafts) them, and never with `suppressed` or `mask`.
+    Speculative(Vec<u32>),
 }
 
 impl StepTokens {
     /// Number of tokens.
     pub fn len(&self) -> usize {
         match self {
-            StepTokens::Known(ids) => ids.len(),
+            StepTokens::Known(ids) | StepTokens::Speculative(ids) => ids.len(),
             StepTokens::LastSampled => 1,
+        }
+    }
+
+    /// Number of drafts among them; they come last.
+    pub fn drafts(&self) -> usize {
+        match self {
+            StepTokens::Speculative(ids) => ids.len().saturating_sub(1),
+            StepTokens::Known(_) | StepTokens::LastSampled => 0,
         }
     }
 
@@ -106,7 +117,8 @@ pub struct Step {
 /// What one step sampled.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
-    /// `(slot, token)` for each sequence with `sample`, in the step's order.
+    /// `(slot, token)` for each sequence with `sample`, in the step's order. A sequence with drafts
+    /// gives one token and one more for each draft that was sampled too, in a row.
     pub samples: Vec<(usize, TokenOutput)>,
 }
 
@@ -118,6 +130,13 @@ pub struct PendingStep(pub u64);
 pub trait Executor: Send {
     /// What it can take.
     fn limits(&self) -> &ExecutorLimits;
+
+    /// Takes [`StepTokens::Speculative`]: samples after its first token and after each draft as long
+    /// as what was sampled is the next draft. Keys and values of drafts that were not are overwritten
+    /// when their positions are computed again.
+    fn verifies_drafts(&self) -> bool {
+        false
+    }
 
     /// Begins a step. At most two steps are in flight, and only one unless `limits().overlap`.
     fn submit(&mut self, step: Step) -> Result<PendingStep, EngineError>;

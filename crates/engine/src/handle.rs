@@ -38,6 +38,7 @@ impl Engine {
     /// more threads.
     pub fn start(executor: Box<dyn Executor>, config: EngineConfig) -> Result<Self, EngineError> {
         check(&config, executor.limits())?;
+        check_speculation(&config, &*executor)?;
         let vocab_size = executor.limits().vocab_size;
         let (sender, receiver) = commands::channel();
         let board = Arc::new(Board::default());
@@ -180,6 +181,20 @@ fn check(config: &EngineConfig, limits: &ExecutorLimits) -> Result<(), EngineErr
         )));
     }
     Ok(())
+}
+
+fn check_speculation(config: &EngineConfig, executor: &dyn Executor) -> Result<(), EngineError> {
+    let Some(speculation) = &config.speculation else {
+        return Ok(());
+    };
+    if !executor.verifies_drafts() {
+        return Err(EngineError::Unsupported(
+            "--speculative-config on this device; leave it out, or use --device cpu".to_owned(),
+        ));
+    }
+    speculation
+        .check()
+        .map_err(|error| EngineError::Config(format!("--speculative-config: {error}")))
 }
 
 /// The tokens of one request. Dropping it cancels the request within one step.

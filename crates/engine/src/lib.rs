@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`request`] (what is asked), [`executor`] (what a backend does with a
 //! step), [`scheduler`] (which tokens a step computes), [`block_pool`] (KV blocks and the prefix
-//! cache), [`handle`] (how the outside talks to the engine's thread), `worker` (that thread),
-//! [`sampler`] (from logits to a token), [`sim`] (an executor without a model).
+//! cache), [`speculation`] (drafts), [`handle`] (how the outside talks to the engine's thread),
+//! `worker` (that thread), [`sampler`] (from logits to a token), [`sim`] (an executor without a model).
 
 pub mod block_pool;
 mod bytes;
@@ -17,6 +17,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod sim;
+pub mod speculation;
 pub mod stats;
 mod worker;
 
@@ -27,4 +28,5 @@ pub use executor::Executor;
 pub use handle::{Engine, TokenStream};
 pub use request::{FinishReason, GenerationRequest, SamplingParams, TokenOutput};
 pub use sampler::Sampler;
-pub use stats::EngineStats;
+pub use speculation::NgramSpeculation;
+pub use stats::{EngineStats, SpeculationStats};

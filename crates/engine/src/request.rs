@@ -27,6 +27,16 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
 }
 
+/// Below this temperature the likeliest token is taken (vLLM's limit).
+const GREEDY_BELOW: f32 = 1e-5;
+
+impl SamplingParams {
+    /// Takes the likeliest token, whatever the seed.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < GREEDY_BELOW
+    }
+}
+
 impl Default for SamplingParams {
     fn default() -> Self {
         Self {

@@ -13,9 +13,6 @@ use ahash::RandomState;
 use crate::executor::{Admission, TokenMask};
 use crate::request::{SamplingParams, TokenLogprobs, TokenOutput};
 
-/// Below this temperature the likeliest token is taken (vLLM's limit).
-const GREEDY_BELOW: f32 = 1e-5;
-
 /// What sampling keeps of each slot.
 #[derive(Debug, Default)]
 pub struct Sampler {
@@ -140,7 +137,7 @@ impl Sampler {
         let params = slot.params.clone();
         let raw = params.logprobs.map(|top| (top, logits.to_vec()));
         slot.adjust(logits, suppressed, mask);
-        let token = if params.temperature < GREEDY_BELOW {
+        let token = if params.is_greedy() {
             argmax(logits)
         } else {
             let uniform = uniform(slot.seed, slot.produced);

@@ -5,6 +5,9 @@
 //! slots and KV blocks allow. Decoding, chunked prefill, prefix hits and recomputation after a
 //! preemption are all this rule (it is vLLM V1's).
 //!
+//! Drafts are positions beyond this rule: they take what is left of a step's budget and blocks that
+//! nobody is about to need, and count as computed only once the executor has sampled them too.
+//!
 //! When blocks run out the running sequence that is last in the policy's order gives its blocks back
 //! and is computed again later; nobody is admitted in a step that preempted.
 
@@ -16,15 +19,42 @@ use crate::EngineConfig;
 use crate::block_pool::{BlockPool, Prefix};
 use crate::executor::{ExecutorLimits, Step, StepOutput, StepSequence, StepTokens};
 use crate::queue::{Place, WaitingQueue};
-use crate::request::FinishReason;
+use crate::request::{FinishReason, TokenOutput};
 use crate::sequence::{Sequence, SequenceId};
-use crate::stats::EngineStats;
+use crate::stats::{EngineStats, SpeculationStats};
 
 /// Who sampled in a step; goes back to [`Scheduler::apply`] with the step's output.
 #[derive(Debug)]
 pub struct StepPlan {
-    /// The sequence of each sample, in the step's order.
-    sampling: Vec<SequenceId>,
+    /// Each sequence that samples, in the step's order.
+    sampling: Vec<Sampling>,
+}
+
+#[derive(Debug)]
+struct Sampling {
+    id: SequenceId,
+    slot: usize,
+    drafts: usize,
+}
+
+impl StepPlan {
+    /// Does each sequence give one token, or up to as many more as it had drafts?
+    fn check(&self, output: &StepOutput) -> Result<(), String> {
+        let mut rest = output.samples.as_slice();
+        for &Sampling { slot, drafts, .. } in &self.sampling {
+            let count = rest.iter().take_while(|(other, _)| *other == slot).count();
+            if count == 0 || count > 1 + drafts {
+                return Err(format!(
+                    "slot {slot} gave {count} tokens in a step with {drafts} drafts"
+                ));
+            }
+            rest = &rest[count..];
+        }
+        match rest.first() {
+            None => Ok(()),
+            Some((slot, _)) => Err(format!("slot {slot} gave a token unasked")),
+        }
+    }
 }
 
 /// All requests, the KV blocks and the rule.
@@ -47,6 +77,7 @@ impl Scheduler {
     /// A scheduler for an executor with these limits.
     pub fn new(config: EngineConfig, limits: &ExecutorLimits) -> Self {
         let slots = config.max_num_seqs.min(limits.max_num_seqs);
+        let most_drafts = config.speculation.map_or(0, |s| s.num_speculative_tokens);
         Self {
             pool: BlockPool::new(limits.num_blocks, limits.block_size),
             running: Vec::with_capacity(slots),
@@ -54,7 +85,10 @@ impl Scheduler {
             places: HashMap::default(),
             free_slots: (0..slots).rev().collect(),
             released: Vec::new(),
-            stats: EngineStats::default(),
+            stats: EngineStats {
+                speculation: SpeculationStats::new(most_drafts),
+                ..EngineStats::default()
+            },
             config,
         }
     }
@@ -135,6 +169,7 @@ impl Scheduler {
         if !preempted {
             self.admit(&mut budget, &mut sequences);
         }
+        self.add_drafts(budget, &mut sequences);
         // Only now: a block must not be found by others in the step that computes it.
         self.register_prefixes();
         if sequences.is_empty() {
@@ -143,7 +178,13 @@ impl Scheduler {
         self.stats.steps += 1;
         let sampling = sequences.iter().filter(|(_, share)| share.sample);
         let plan = StepPlan {
-            sampling: sampling.map(|(id, _)| *id).collect(),
+            sampling: sampling
+                .map(|(id, share)| Sampling {
+                    id: *id,
+                    slot: share.slot,
+                    drafts: share.tokens.drafts(),
+                })
+                .collect(),
         };
         let step = Step {
             released: std::mem::take(&mut self.released),
@@ -162,8 +203,10 @@ impl Scheduler {
         let mut index = 0;
         while index < self.running.len() && *budget > 0 {
             let sequence = &self.running[index];
-            // Its last token is in flight: there is nothing left to compute.
-            if sequence.in_flight > 0 && sequence.is_complete(self.config.max_model_len) {
+            // Its last token is in flight: there is nothing left to compute. Or how far it has come
+            // is known only with the step in flight.
+            let complete = sequence.is_complete(self.config.max_model_len);
+            if (sequence.in_flight > 0 && complete) || sequence.drafted > 0 {
                 index += 1;
                 continue;
             }
@@ -254,6 +297,61 @@ impl Scheduler {
         }
     }
 
+    /// Gives what is left of the budget to drafts of sequences that decode. They take no block that a
+    /// running sequence may need for its next token: nobody is preempted for a guess.
+    fn add_drafts(&mut self, mut budget: usize, shares: &mut [(SequenceId, StepSequence)]) {
+        let Some(ngram) = self.config.speculation else {
+            return;
+        };
+        if shares.len() > ngram.disable_by_batch_size.unwrap_or(usize::MAX) {
+            return;
+        }
+        let block_size = self.pool.block_size();
+        let mut hint = 0;
+        for (id, share) in shares {
+            let Some(index) = self.position(*id, hint) else {
+                continue;
+            };
+            hint = index + 1;
+            let StepTokens::Known(last) = &share.tokens else {
+                continue;
+            };
+            let spare = self.pool.free().saturating_sub(self.running.len());
+            let sequence = &mut self.running[index];
+            let decodes = share.sample && last.len() == 1;
+            if !decodes || share.suppressed.is_some() || !sequence.takes_drafts() {
+                continue;
+            }
+            let (stop, length) = (&sequence.request.stop, sequence.tokens.len() + 1);
+            let room = (sequence.blocks.len() + spare) * block_size - sequence.computed;
+            let most = budget
+                .min(room)
+                .min(stop.max_tokens.saturating_sub(sequence.produced()))
+                .min(self.config.max_model_len.saturating_sub(length));
+            let drafts = ngram.propose(&sequence.tokens, most);
+            if drafts.is_empty() {
+                continue;
+            }
+            budget -= drafts.len();
+            sequence.drafted = drafts.len();
+            while sequence.blocks.len() * block_size < sequence.computed + drafts.len()
+                && let Some(block) = self.pool.allocate()
+            {
+                sequence.blocks.push(block);
+            }
+            share.blocks.clone_from(&sequence.blocks);
+            share.tokens = StepTokens::Speculative([last.as_slice(), &drafts].concat());
+        }
+    }
+
+    /// Where a sequence runs. The running order changes slowly: what is asked for next nearly always
+    /// stands behind what was asked for last.
+    fn position(&self, id: SequenceId, hint: usize) -> Option<usize> {
+        (hint..self.running.len())
+            .chain(0..hint.min(self.running.len()))
+            .find(|&index| self.running[index].id == id)
+    }
+
     /// How many of `lag` positions are computed in this step.
     fn chunk(&self, lag: usize, budget: usize) -> usize {
         let longest = self.config.max_num_batched_tokens;
@@ -316,40 +414,43 @@ impl Scheduler {
     /// # Errors
     /// The output does not belong to the plan.
     pub fn apply(&mut self, plan: &StepPlan, output: StepOutput) -> Result<(), String> {
-        if plan.sampling.len() != output.samples.len() {
-            return Err(format!(
-                "a step that samples {} sequences gave {} tokens",
-                plan.sampling.len(),
-                output.samples.len()
-            ));
-        }
+        plan.check(&output)?;
         let longest = self.config.max_model_len;
-        // The running order changes slowly: the next sample is nearly always the next sequence's.
+        let mut samples = output.samples.into_iter().peekable();
         let mut hint = 0;
-        for (&id, (_, token)) in plan.sampling.iter().zip(output.samples) {
-            let found = (hint..self.running.len())
-                .chain(0..hint.min(self.running.len()))
-                .find(|&index| self.running[index].id == id);
-            if let Some(index) = found {
-                self.stats.generation_tokens += 1;
-                match self.running[index].push(token, longest) {
+        for &Sampling { id, slot, drafts } in &plan.sampling {
+            let own = |(other, _): &(usize, TokenOutput)| *other == slot;
+            let mut tokens = std::iter::from_fn(|| Some(samples.next_if(own)?.1));
+            let mut taken = 0;
+            if let Some(index) = self.position(id, hint) {
+                let end;
+                (taken, end) = self.running[index].extend(&mut tokens, longest);
+                hint = match end {
                     Some(reason) => {
                         self.end_running(index, reason);
-                        hint = index;
+                        index
                     }
-                    None => hint = index + 1,
-                }
+                    None => index + 1,
+                };
             } else if let Some(&place) = self.places.get(&id)
                 && let Some(sequence) = self.waiting.get_mut(place)
             {
                 // Preempted while its token was in flight.
-                self.stats.generation_tokens += 1;
-                if let Some(reason) = sequence.push(token, longest) {
+                let end;
+                (taken, end) = sequence.extend(&mut tokens, longest);
+                if let Some(reason) = end {
                     self.places.remove(&id);
                     if let Some(sequence) = self.waiting.remove(place) {
                         self.end(sequence, reason);
                     }
                 }
+            }
+            tokens.for_each(drop);
+            self.stats.generation_tokens += taken as u64;
+            if drafts > 0 {
+                self.stats
+                    .speculation
+                    .count(drafts, taken.saturating_sub(1));
             }
         }
         #[cfg(debug_assertions)]

@@ -29,7 +29,10 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// Tokens being sampled in steps in flight: they follow `tokens`, still unknown.
     pub in_flight: usize,
-    /// Positions whose keys and values are in the cache once all steps in flight have ended.
+    /// Drafts in the step in flight. Those that the model agrees with follow the token in flight.
+    pub drafted: usize,
+    /// Positions whose keys and values are in the cache once all steps in flight have ended, drafts not
+    /// counted.
     pub computed: usize,
     /// KV blocks of positions `0..`.
     pub blocks: Vec<u32>,
@@ -61,6 +64,7 @@ impl Sequence {
             seed,
             tokens: request.prompt.to_vec(),
             in_flight: 0,
+            drafted: 0,
             computed: 0,
             blocks: Vec::new(),
             registered: 0,
@@ -107,10 +111,40 @@ impl Sequence {
         }
     }
 
-    /// Takes a sampled token, passes it on and says whether the sequence ends with it.
-    pub fn push(&mut self, output: TokenOutput, max_model_len: usize) -> Option<FinishReason> {
-        let token = output.token;
+    /// May what follows be drafted? Only where sampling is a function of the tokens alone and nothing
+    /// but the token is wanted.
+    pub fn takes_drafts(&self) -> bool {
+        let sampling = &self.request.sampling;
+        sampling.is_greedy() && sampling.logprobs.is_none()
+    }
+
+    /// Takes what a step sampled: a token, and behind it those that were drafted right and the one
+    /// after them. Returns how many it took and why the sequence ends with the last of these.
+    pub fn extend(
+        &mut self,
+        outputs: impl Iterator<Item = TokenOutput>,
+        max_model_len: usize,
+    ) -> (usize, Option<FinishReason>) {
         self.in_flight -= 1;
+        self.drafted = 0;
+        let mut taken = 0;
+        for output in outputs {
+            // The token before was a draft that the step computed. (After a preemption nothing that
+            // was computed is left.)
+            if taken > 0 && self.slot.is_some() {
+                self.computed += 1;
+            }
+            taken += 1;
+            if let Some(reason) = self.push(output, max_model_len) {
+                return (taken, Some(reason));
+            }
+        }
+        (taken, None)
+    }
+
+    /// Takes a sampled token, passes it on and says whether the sequence ends with it.
+    fn push(&mut self, output: TokenOutput, max_model_len: usize) -> Option<FinishReason> {
+        let token = output.token;
         self.tokens.push(token);
         // A closed channel is a cancelled request; the engine hears of it by another way.
         let _ = self.events.send(TokenEvent::Token(output));

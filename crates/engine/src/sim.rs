@@ -79,7 +79,7 @@ impl SimExecutor {
             }
             let last;
             let tokens = match &sequence.tokens {
-                StepTokens::Known(tokens) => tokens.as_slice(),
+                StepTokens::Known(tokens) | StepTokens::Speculative(tokens) => tokens.as_slice(),
                 StepTokens::LastSampled => {
                     last = slot.0.ok_or("a slot that sampled nothing goes on")?;
                     std::slice::from_ref(&last)
@@ -96,24 +96,28 @@ impl SimExecutor {
                 Some(before) => self.cache[place(before).ok_or("no block before the chunk")?],
                 None => 0,
             };
-            for (position, &token) in (sequence.start..).zip(tokens) {
+            let first_sampled = tokens.len().saturating_sub(1 + sequence.tokens.drafts());
+            let mut sampling = sequence.sample;
+            for (index, &token) in tokens.iter().enumerate() {
                 number = chain(number, token);
+                let position = sequence.start + index;
                 self.cache[place(position).ok_or("no block for a position")?] = number;
-            }
-            if sequence.sample {
-                let mut token = sampled(number, self.limits.vocab_size);
-                let suppressed = sequence.suppressed.as_deref().unwrap_or_default();
-                while suppressed.contains(&token) {
-                    token = (token + 1) % self.limits.vocab_size as u32;
+                if sampling && index >= first_sampled {
+                    let mut token = sampled(number, self.limits.vocab_size);
+                    let suppressed = sequence.suppressed.as_deref().unwrap_or_default();
+                    while suppressed.contains(&token) {
+                        token = (token + 1) % self.limits.vocab_size as u32;
+                    }
+                    slot.0 = Some(token);
+                    let logprobs = slot.1.map(|_| TokenLogprobs {
+                        logprob: 0.0,
+                        top: vec![(token, 0.0)],
+                    });
+                    output
+                        .samples
+                        .push((sequence.slot, TokenOutput { token, logprobs }));
+                    sampling = tokens.get(index + 1) == Some(&token);
                 }
-                slot.0 = Some(token);
-                let logprobs = slot.1.map(|_| TokenLogprobs {
-                    logprob: 0.0,
-                    top: vec![(token, 0.0)],
-                });
-                output
-                    .samples
-                    .push((sequence.slot, TokenOutput { token, logprobs }));
             }
         }
         let sequences = step.sequences.len() as u32;
@@ -128,6 +132,10 @@ impl SimExecutor {
 impl Executor for SimExecutor {
     fn limits(&self) -> &ExecutorLimits {
         &self.limits
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        true
     }
 
     fn submit(&mut self, step: Step) -> Result<PendingStep, EngineError> {

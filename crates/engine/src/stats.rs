@@ -23,10 +23,45 @@ pub struct EngineStats {
     pub prefix_cache_queries: u64,
     /// Of these, found.
     pub prefix_cache_hits: u64,
+    /// Speculation.
+    pub speculation: SpeculationStats,
     /// Steps.
     pub steps: u64,
     /// Seconds spent in the executor (submit to collect).
     pub executor_seconds: f64,
     /// Requests ended, by reason: stop, length, abort.
     pub finished: [u64; 3],
+}
+
+/// How drafts fared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpeculationStats {
+    /// Times that a sequence had drafts in a step.
+    pub drafts: u64,
+    /// Drafts.
+    pub draft_tokens: u64,
+    /// Of these, those that became output.
+    pub accepted_tokens: u64,
+    /// The same by the draft's place behind the last token; empty without speculation.
+    pub accepted_per_position: Vec<u64>,
+}
+
+impl SpeculationStats {
+    /// None yet, of sequences that have at most `most` drafts in a step.
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            accepted_per_position: vec![0; most],
+            ..Self::default()
+        }
+    }
+
+    /// `accepted` of `drafts` drafts became output.
+    pub(crate) fn count(&mut self, drafts: usize, accepted: usize) {
+        self.drafts += 1;
+        self.draft_tokens += drafts as u64;
+        self.accepted_tokens += accepted as u64;
+        for count in self.accepted_per_position.iter_mut().take(accepted) {
+            *count += 1;
+        }
+    }
 }

@@ -132,7 +132,8 @@ impl Worker {
         commands: Receiver<Command>,
         board: Arc<Board>,
     ) -> Self {
-        let overlap = config.overlap && executor.limits().overlap;
+        // Drafts follow the last token, so that one must be known when a step is scheduled.
+        let overlap = config.overlap && executor.limits().overlap && config.speculation.is_none();
         Self {
             scheduler: Scheduler::new(config.clone(), executor.limits()),
             executor,

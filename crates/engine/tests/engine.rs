@@ -10,10 +10,11 @@ use powerband_engine::executor::{ExecutorLimits, PendingStep, Step, StepOutput};
 use powerband_engine::request::TokenEvent;
 use powerband_engine::sim::{SimExecutor, SimTiming};
 use powerband_engine::{
-    Engine, EngineConfig, EngineError, Executor, FinishReason, SubmitError, TokenStream,
+    Engine, EngineConfig, EngineError, Executor, FinishReason, NgramSpeculation, SubmitError,
+    TokenStream,
 };
 
-use support::{collected, config, expected, limits, request};
+use support::{collected, config, expected, limits, request, speculation};
 
 fn start(config: &EngineConfig, blocks: usize, step: Duration) -> Engine {
     let timing = SimTiming {
@@ -43,39 +44,52 @@ fn idle(engine: &Engine) {
 
 #[test]
 fn many_streams_at_once_get_their_own_answers() {
-    let config = config();
-    let engine = start(&config, 40, Duration::ZERO);
-    let requests: Vec<_> = (0..100)
-        .map(|i| request(&[i % 50, 3, 1 + i % 7], 1 + i as usize % 30))
-        .collect();
-    let streams: Vec<_> = requests
-        .iter()
-        .map(|r| engine.submit(r.clone()).unwrap())
-        .collect();
-    for (request, stream) in requests.iter().zip(streams) {
-        let (tokens, reason) = expected(request, config.max_model_len);
-        assert_eq!(finish(stream), (tokens, Some(reason)));
+    for speculation in [None, Some(speculation())] {
+        let config = EngineConfig {
+            speculation,
+            ..config()
+        };
+        let engine = start(&config, 40, Duration::ZERO);
+        let requests: Vec<_> = (0..100)
+            .map(|i| request(&[i % 4, 3, 1 + i % 3], 1 + i as usize % 30))
+            .collect();
+        let streams: Vec<_> = requests
+            .iter()
+            .map(|r| engine.submit(r.clone()).unwrap())
+            .collect();
+        for (request, stream) in requests.iter().zip(streams) {
+            let (tokens, reason) = expected(request, &config);
+            assert_eq!(finish(stream), (tokens, Some(reason)));
+        }
+        idle(&engine);
+        let stats = engine.stats();
+        assert_eq!(stats.finished[FinishReason::Length as usize], 100);
+        assert_eq!(stats.speculation.accepted_tokens > 0, speculation.is_some());
+        engine.shutdown(Duration::ZERO);
     }
-    idle(&engine);
-    assert_eq!(engine.stats().finished[FinishReason::Length as usize], 100);
-    engine.shutdown(Duration::ZERO);
 }
 
 #[test]
 fn a_client_may_leave_after_any_token() {
-    let engine = start(&config(), 40, Duration::from_micros(200));
-    for leaves in 0..20 {
-        let mut leaver = engine.submit(request(&[1, 2, 3], 20)).unwrap();
-        let stays = request(&[1, 2, 3], 20);
-        let stayer = engine.submit(stays.clone()).unwrap();
-        for _ in 0..leaves {
-            assert!(matches!(leaver.blocking_next(), Some(TokenEvent::Token(_))));
+    for speculation in [None, Some(speculation())] {
+        let config = EngineConfig {
+            speculation,
+            ..config()
+        };
+        let engine = start(&config, 40, Duration::from_micros(200));
+        for leaves in 0..20 {
+            let mut leaver = engine.submit(request(&[1, 2, 3], 40)).unwrap();
+            let stays = request(&[1, 2, 3], 20);
+            let stayer = engine.submit(stays.clone()).unwrap();
+            for _ in 0..leaves {
+                assert!(matches!(leaver.blocking_next(), Some(TokenEvent::Token(_))));
+            }
+            drop(leaver);
+            assert_eq!(finish(stayer).0, expected(&stays, &config).0);
+            idle(&engine);
         }
-        drop(leaver);
-        assert_eq!(finish(stayer).0, expected(&stays, 64).0);
-        idle(&engine);
+        assert!(engine.stats().finished[FinishReason::Abort as usize] >= 15);
     }
-    assert!(engine.stats().finished[FinishReason::Abort as usize] >= 15);
 }
 
 #[test]
@@ -137,6 +151,36 @@ fn settings_beyond_the_executor_name_the_flag() {
         let executor = SimExecutor::new(small.clone(), SimTiming::default());
         let error = Engine::start(Box::new(executor), change).unwrap_err();
         assert!(error.to_string().contains(flag), "{error}");
+    }
+}
+
+#[test]
+fn drafts_need_an_executor_that_verifies_them() {
+    let speculating = EngineConfig {
+        speculation: Some(speculation()),
+        ..config()
+    };
+    let executor = Breaks {
+        inner: SimExecutor::new(limits(&speculating, 40), SimTiming::default()),
+        good: 0,
+        panics: false,
+    };
+    let error = Engine::start(Box::new(executor), speculating).unwrap_err();
+    assert!(
+        error.to_string().contains("--speculative-config"),
+        "{error}"
+    );
+    let wrong = EngineConfig {
+        speculation: Some(NgramSpeculation {
+            prompt_lookup_min: 9,
+            ..speculation()
+        }),
+        ..config()
+    };
+    let executor = SimExecutor::new(limits(&wrong, 40), SimTiming::default());
+    let error = Engine::start(Box::new(executor), wrong).unwrap_err();
+    for word in ["--speculative-config", "prompt_lookup_min is 9"] {
+        assert!(error.to_string().contains(word), "{error}");
     }
 }
 

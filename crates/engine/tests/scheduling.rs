@@ -5,17 +5,21 @@
 mod support;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use powerband_engine::block_pool::{BlockPool, Prefix};
-use powerband_engine::executor::{Executor, Step};
+use powerband_engine::executor::{Executor, Step, StepOutput, StepTokens};
 use powerband_engine::scheduler::Scheduler;
 use powerband_engine::sequence::Sequence;
 use powerband_engine::sim::{SimExecutor, SimTiming};
-use powerband_engine::{EngineConfig, FinishReason, GenerationRequest, SchedulingPolicy};
+use powerband_engine::{
+    EngineConfig, EngineStats, FinishReason, GenerationRequest, NgramSpeculation, SamplingParams,
+    SchedulingPolicy, TokenOutput,
+};
 use proptest::prelude::*;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use support::{BLOCK, VOCAB, collected, config, expected, limits};
+use support::{BLOCK, VOCAB, collected, config, expected, limits, speculation, vocabulary};
 
 /// One request of a run: when it comes, when it is cancelled.
 #[derive(Debug, Clone)]
@@ -40,14 +44,18 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         prop::option::weighted(0.15, 1usize..80),
         -2i32..3,
         0u64..2,
+        any::<bool>(),
     );
     let arrival = arrival.prop_map(
-        |(step, prompt, max_tokens, min_tokens, stop, cancelled, priority, salt)| {
+        |(step, prompt, max_tokens, min_tokens, stop, cancelled, priority, salt, greedy)| {
             let mut request = support::request(&prompt, max_tokens);
             request.stop.min_tokens = min_tokens.min(max_tokens);
             request.stop.stop_tokens = stop.into();
             request.priority = priority;
             request.cache_salt = salt;
+            if !greedy {
+                request.sampling = Arc::default();
+            }
             Arrival {
                 step,
                 request,
@@ -56,6 +64,18 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         },
     );
     prop::collection::vec(arrival, 1..25)
+}
+
+fn speculations() -> impl Strategy<Value = Option<NgramSpeculation>> {
+    let some = (1usize..6, 1usize..4, 0usize..3, prop::option::of(1usize..5)).prop_map(
+        |(tokens, min, more, batch)| NgramSpeculation {
+            num_speculative_tokens: tokens,
+            prompt_lookup_max: min + more,
+            prompt_lookup_min: min,
+            disable_by_batch_size: batch,
+        },
+    );
+    prop::option::of(some)
 }
 
 fn settings() -> impl Strategy<Value = (EngineConfig, usize)> {
@@ -73,9 +93,10 @@ fn settings() -> impl Strategy<Value = (EngineConfig, usize)> {
         policy,
         // From just enough for the longest sequence to plenty.
         (64 / BLOCK)..120,
+        speculations(),
     )
         .prop_map(
-            |(seqs, tokens, caching, chunked, overlap, policy, blocks)| {
+            |(seqs, tokens, caching, chunked, overlap, policy, blocks, speculation)| {
                 let config = EngineConfig {
                     max_num_seqs: seqs,
                     max_num_batched_tokens: tokens.max(seqs),
@@ -83,6 +104,7 @@ fn settings() -> impl Strategy<Value = (EngineConfig, usize)> {
                     enable_chunked_prefill: chunked,
                     policy,
                     overlap,
+                    speculation,
                     ..config()
                 };
                 (config, blocks)
@@ -103,6 +125,13 @@ fn check_step(step: &Step, config: &EngineConfig, blocks: usize) {
     for (index, sequence) in step.sequences.iter().enumerate() {
         let end = sequence.start + sequence.tokens.len();
         assert!(end <= config.max_model_len);
+        if let StepTokens::Speculative(tokens) = &sequence.tokens {
+            let most = config.speculation.unwrap();
+            assert!((2..=1 + most.num_speculative_tokens).contains(&tokens.len()));
+            let batch = most.disable_by_batch_size.unwrap_or(usize::MAX);
+            assert!(step.sequences.len() <= batch);
+            assert!(sequence.sample && sequence.suppressed.is_none());
+        }
         assert!(
             sequence.blocks.len() * BLOCK >= end,
             "positions without a block"
@@ -127,7 +156,11 @@ fn check_step(step: &Step, config: &EngineConfig, blocks: usize) {
 }
 
 /// Runs everything to its end and compares with the definition.
-fn play(arrivals: Vec<Arrival>, config: &EngineConfig, blocks: usize) {
+fn play(mut arrivals: Vec<Arrival>, config: &EngineConfig, blocks: usize) -> EngineStats {
+    for Arrival { request, .. } in &mut arrivals {
+        let stop = &mut request.stop.stop_tokens;
+        *stop = stop.iter().map(|t| t % vocabulary(config) as u32).collect();
+    }
     let limits = limits(config, blocks);
     let mut executor = SimExecutor::new(limits.clone(), SimTiming::default());
     let mut scheduler = Scheduler::new(config.clone(), &limits);
@@ -179,7 +212,7 @@ fn play(arrivals: Vec<Arrival>, config: &EngineConfig, blocks: usize) {
     for (arrival, stream) in arrivals.iter().zip(&mut streams) {
         let stream = stream.as_mut().unwrap();
         let (tokens, end) = collected(std::iter::from_fn(|| stream.try_recv().ok()));
-        let (wanted, reason) = expected(&arrival.request, config.max_model_len);
+        let (wanted, reason) = expected(&arrival.request, config);
         match end {
             Some(FinishReason::Abort) => {
                 assert!(arrival.cancelled.is_some());
@@ -188,6 +221,11 @@ fn play(arrivals: Vec<Arrival>, config: &EngineConfig, blocks: usize) {
             end => assert_eq!((tokens, end), (wanted, Some(reason))),
         }
     }
+    let drafts = &stats.speculation;
+    assert!(drafts.accepted_tokens <= drafts.draft_tokens);
+    let places: u64 = drafts.accepted_per_position.iter().sum();
+    assert_eq!(places, drafts.accepted_tokens);
+    stats
 }
 
 proptest! {
@@ -238,14 +276,19 @@ proptest! {
     }
 }
 
+/// The ways to run the engine: steps scheduled ahead or not, with or without drafts.
+const LOOPS: [(bool, bool); 3] = [(false, false), (true, false), (false, true)];
+
 /// A pool that runs dry at every possible place: each size from the smallest that works.
 #[test]
 fn whenever_blocks_run_out_the_answers_stay_the_same() {
-    for overlap in [false, true] {
+    for (overlap, speculation) in LOOPS {
         let config = EngineConfig {
             overlap,
+            speculation: speculation.then(support::speculation),
             ..config()
         };
+        let mut accepted = 0;
         for blocks in config.max_model_len / BLOCK..60 {
             let arrivals = (0..8u32)
                 .map(|i| Arrival {
@@ -254,17 +297,19 @@ fn whenever_blocks_run_out_the_answers_stay_the_same() {
                     cancelled: None,
                 })
                 .collect();
-            play(arrivals, &config, blocks);
+            accepted += play(arrivals, &config, blocks).speculation.accepted_tokens;
         }
+        assert_eq!(accepted > 0, speculation);
     }
 }
 
 /// A request leaves at every possible step of its life; the others do not notice.
 #[test]
 fn whenever_a_request_leaves_nothing_is_lost() {
-    for overlap in [false, true] {
+    for (overlap, speculation) in LOOPS {
         let config = EngineConfig {
             overlap,
+            speculation: speculation.then(support::speculation),
             ..config()
         };
         for leaves in 0..70 {
@@ -305,4 +350,103 @@ fn a_prefix_is_computed_once() {
         (stats.prefix_cache_queries, stats.prefix_cache_hits),
         (30, 12)
     );
+}
+
+/// The first step of a request that decodes beside others, `change`d before.
+fn first_decoding_step(
+    config: &EngineConfig,
+    blocks: usize,
+    change: impl Fn(&mut GenerationRequest),
+) -> Step {
+    let limits = limits(config, blocks);
+    let mut executor = SimExecutor::new(limits.clone(), SimTiming::default());
+    let mut scheduler = Scheduler::new(config.clone(), &limits);
+    // Whatever is sampled, of four tokens, stood in the prompt before, and so did what follows it.
+    let mut request = support::request(&[0, 1, 2, 3, 0, 1, 2, 3], 20);
+    change(&mut request);
+    let (events, _receiver) = unbounded_channel();
+    let place = scheduler.place(0, 0, 16);
+    scheduler.add(Sequence::new(0, request, events, place, 0));
+    let (step, plan) = scheduler.schedule().unwrap();
+    assert_eq!(step.sequences[0].tokens.drafts(), 0);
+    let pending = executor.submit(step).unwrap();
+    let output = executor.collect(pending).unwrap();
+    scheduler.apply(&plan, output).unwrap();
+    scheduler.schedule().unwrap().0
+}
+
+#[test]
+fn only_greedy_sequences_have_drafts_and_no_more_than_fit() {
+    let config = EngineConfig {
+        speculation: Some(speculation()),
+        ..config()
+    };
+    let drafts = |config: &EngineConfig, blocks, change: &dyn Fn(&mut GenerationRequest)| {
+        let step = first_decoding_step(config, blocks, change);
+        step.sequences[0].tokens.drafts()
+    };
+    assert_eq!(drafts(&config, 40, &|_| ()), 4);
+    for sampling in [
+        SamplingParams::default(),
+        SamplingParams {
+            temperature: 0.0,
+            logprobs: Some(0),
+            ..SamplingParams::default()
+        },
+    ] {
+        let sampling = Arc::new(sampling);
+        let change = |r: &mut GenerationRequest| r.sampling = sampling.clone();
+        assert_eq!(drafts(&config, 40, &change), 0);
+    }
+    // Nothing is drafted that could not be sampled any more.
+    for (max_tokens, most) in [(2, 0), (3, 1), (4, 2)] {
+        let change = |r: &mut GenerationRequest| r.stop.max_tokens = max_tokens;
+        assert_eq!(drafts(&config, 40, &change), most);
+    }
+    let short = EngineConfig {
+        max_model_len: 12,
+        ..config.clone()
+    };
+    assert_eq!(drafts(&short, 40, &|_| ()), 2);
+    // End tokens that must not be sampled yet.
+    let change = |r: &mut GenerationRequest| {
+        r.stop.min_tokens = 9;
+        r.stop.stop_tokens = [40].into();
+    };
+    assert_eq!(drafts(&config, 40, &change), 0);
+    // Two blocks of four hold the prompt and a third the last token; one is left for its growth.
+    for (blocks, most) in [(3, 3), (4, 3), (5, 4)] {
+        assert_eq!(drafts(&config, blocks, &|_| ()), most, "{blocks} blocks");
+    }
+    let tight = EngineConfig {
+        max_num_batched_tokens: 3,
+        ..config.clone()
+    };
+    let step = first_decoding_step(&tight, 40, |r| r.prompt = [0, 1, 2].as_slice().into());
+    assert!(step.sequences[0].tokens.len() <= 3);
+}
+
+/// What an executor gives must be what was asked for.
+#[test]
+fn tokens_that_nobody_asked_for_are_refused() {
+    let config = EngineConfig {
+        speculation: Some(speculation()),
+        ..config()
+    };
+    for (count, good) in [(0, false), (1, true), (2, false)] {
+        let limits = limits(&config, 40);
+        let mut scheduler = Scheduler::new(config.clone(), &limits);
+        let (events, _receiver) = unbounded_channel();
+        let place = scheduler.place(0, 0, 16);
+        let request = support::request(&[1, 2, 3], 9);
+        scheduler.add(Sequence::new(0, request, events, place, 0));
+        let (step, plan) = scheduler.schedule().unwrap();
+        let token = TokenOutput {
+            token: 1,
+            logprobs: None,
+        };
+        let samples = vec![(step.sequences[0].slot, token); count];
+        let applied = scheduler.apply(&plan, StepOutput { samples });
+        assert_eq!(applied.is_ok(), good, "{count}: {applied:?}");
+    }
 }

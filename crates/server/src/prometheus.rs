@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use http::{HeaderValue, Response, header};
+use powerband_engine::SpeculationStats;
 
 use crate::body::Body;
 use crate::metrics::{End, Histogram};
@@ -90,6 +91,9 @@ fn render(state: &State) -> String {
         page.head(name, help, "counter");
         page.sample(name, "", value as f64);
     }
+    if state.engine.config().speculation.is_some() {
+        speculation(&mut page, &stats.speculation);
+    }
     let name = "powerband:executor_seconds_total";
     page.head(name, "Seconds spent in the executor.", "counter");
     page.sample(name, "", stats.executor_seconds);
@@ -147,6 +151,39 @@ fn render(state: &State) -> String {
         1.0,
     );
     page.out
+}
+
+/// How drafts fared. As in vLLM these are there only where something is drafted.
+fn speculation(page: &mut Page, stats: &SpeculationStats) {
+    for (name, help, value) in [
+        (
+            "vllm:spec_decode_num_drafts_total",
+            "Times that a sequence had drafts in a step.",
+            stats.drafts,
+        ),
+        (
+            "vllm:spec_decode_num_draft_tokens_total",
+            "Drafted tokens.",
+            stats.draft_tokens,
+        ),
+        (
+            "vllm:spec_decode_num_accepted_tokens_total",
+            "Drafted tokens that became output.",
+            stats.accepted_tokens,
+        ),
+    ] {
+        page.head(name, help, "counter");
+        page.sample(name, "", value as f64);
+    }
+    let name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+    page.head(
+        name,
+        "Drafted tokens that became output, by their place in the draft.",
+        "counter",
+    );
+    for (position, count) in stats.accepted_per_position.iter().enumerate() {
+        page.sample(name, &format!(",position=\"{position}\""), *count as f64);
+    }
 }
 
 struct Page {

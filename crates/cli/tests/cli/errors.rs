@@ -17,6 +17,10 @@ fn bad_flags_name_themselves() {
             &["serve", "--kv-cache-memory-bytes", "2X"],
             &["--kv-cache-memory-bytes", "2GiB"],
         ),
+        (
+            &["serve", "--speculative-config", "{\"method\":\"eagle\"}"],
+            &["--speculative-config", "eagle", "ngram"],
+        ),
         (&["bench"], &["--target"]),
         (
             &["bench", "--target", "http://h", "--profile", "spiral"],

@@ -7,10 +7,13 @@ use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::request::{StopRules, TokenEvent};
 use powerband_engine::sim::{chain, sampled};
 use powerband_engine::{
-    EngineConfig, FinishReason, GenerationRequest, SamplingParams, SchedulingPolicy,
+    EngineConfig, FinishReason, GenerationRequest, NgramSpeculation, SamplingParams,
+    SchedulingPolicy,
 };
 
 pub const VOCAB: usize = 50;
+/// With so few tokens many a draft is right by chance.
+pub const FEW_TOKENS: usize = 4;
 pub const BLOCK: usize = 4;
 
 pub fn config() -> EngineConfig {
@@ -23,7 +26,26 @@ pub fn config() -> EngineConfig {
         enable_chunked_prefill: true,
         policy: SchedulingPolicy::Fcfs,
         overlap: true,
+        speculation: None,
         seed: 0,
+    }
+}
+
+/// Drafts as many as can be, from the shortest matches.
+pub fn speculation() -> NgramSpeculation {
+    NgramSpeculation {
+        num_speculative_tokens: 4,
+        prompt_lookup_max: 3,
+        prompt_lookup_min: 1,
+        disable_by_batch_size: None,
+    }
+}
+
+/// Size of the vocabulary of tests with these settings.
+pub fn vocabulary(config: &EngineConfig) -> usize {
+    match config.speculation {
+        Some(_) => FEW_TOKENS,
+        None => VOCAB,
     }
 }
 
@@ -34,7 +56,7 @@ pub fn limits(config: &EngineConfig, num_blocks: usize) -> ExecutorLimits {
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
         max_model_len: config.max_model_len,
-        vocab_size: VOCAB,
+        vocab_size: vocabulary(config),
         overlap: config.overlap,
     }
 }
@@ -42,7 +64,10 @@ pub fn limits(config: &EngineConfig, num_blocks: usize) -> ExecutorLimits {
 pub fn request(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
     GenerationRequest {
         prompt: prompt.into(),
-        sampling: Arc::new(SamplingParams::default()),
+        sampling: Arc::new(SamplingParams {
+            temperature: 0.0,
+            ..SamplingParams::default()
+        }),
         stop: StopRules {
             max_tokens,
             min_tokens: 0,
@@ -54,14 +79,15 @@ pub fn request(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
 }
 
 /// The answer to a request, by definition and without any scheduling.
-pub fn expected(request: &GenerationRequest, max_model_len: usize) -> (Vec<u32>, FinishReason) {
+pub fn expected(request: &GenerationRequest, config: &EngineConfig) -> (Vec<u32>, FinishReason) {
+    let vocab = vocabulary(config);
     let stop = &request.stop;
     let mut number = request.prompt.iter().fold(0, |n, t| chain(n, *t));
     let mut output = Vec::new();
     loop {
-        let mut token = sampled(number, VOCAB);
+        let mut token = sampled(number, vocab);
         while output.len() < stop.min_tokens && stop.stop_tokens.contains(&token) {
-            token = (token + 1) % VOCAB as u32;
+            token = (token + 1) % vocab as u32;
         }
         output.push(token);
         number = chain(number, token);
@@ -69,7 +95,7 @@ pub fn expected(request: &GenerationRequest, max_model_len: usize) -> (Vec<u32>,
             return (output, FinishReason::Stop);
         }
         let length = request.prompt.len() + output.len();
-        if output.len() >= stop.max_tokens || length >= max_model_len {
+        if output.len() >= stop.max_tokens || length >= config.max_model_len {
             return (output, FinishReason::Length);
         }
     }

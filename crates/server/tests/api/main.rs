@@ -10,5 +10,6 @@ mod http_limits;
 mod keys;
 mod lifecycle;
 mod parameters;
+mod speculation;
 mod streams;
 mod support;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use powerband_engine::executor::{Admission, ExecutorLimits, PendingStep, Step, StepOutput};
+use powerband_engine::executor::{
+    Admission, ExecutorLimits, PendingStep, Step, StepOutput, StepTokens,
+};
 use powerband_engine::request::TokenLogprobs;
 use powerband_engine::{EngineError, Executor, TokenOutput};
 
@@ -66,6 +68,10 @@ impl Executor for EchoExecutor {
         &self.limits
     }
 
+    fn verifies_drafts(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, step: Step) -> Result<PendingStep, EngineError> {
         for slot in step.released {
             self.slots[slot] = None;
@@ -80,21 +86,28 @@ impl Executor for EchoExecutor {
             if !sequence.sample {
                 continue;
             }
-            let mut token = next(&admission.prompt, admission.output.len());
-            if sequence
-                .suppressed
-                .is_some_and(|suppressed| suppressed.contains(&token))
-            {
-                token = u32::from(b'~');
+            let drafts = match &sequence.tokens {
+                StepTokens::Speculative(ids) => &ids[1..],
+                StepTokens::Known(_) | StepTokens::LastSampled => &[],
+            };
+            for at in 0..=drafts.len() {
+                let mut token = next(&admission.prompt, admission.output.len());
+                let suppressed = sequence.suppressed.as_deref().unwrap_or_default();
+                if suppressed.contains(&token) {
+                    token = u32::from(b'~');
+                }
+                admission.output.push(token);
+                let logprobs = admission.sampling.logprobs.map(|top| TokenLogprobs {
+                    logprob: -0.25,
+                    top: (0..top).map(|at| (token + at, -0.25 - at as f32)).collect(),
+                });
+                output
+                    .samples
+                    .push((sequence.slot, TokenOutput { token, logprobs }));
+                if drafts.get(at) != Some(&token) {
+                    break;
+                }
             }
-            admission.output.push(token);
-            let logprobs = admission.sampling.logprobs.map(|top| TokenLogprobs {
-                logprob: -0.25,
-                top: (0..top).map(|at| (token + at, -0.25 - at as f32)).collect(),
-            });
-            output
-                .samples
-                .push((sequence.slot, TokenOutput { token, logprobs }));
         }
         self.pending = Some(output);
         Ok(PendingStep(0))

@@ -50,6 +50,7 @@ impl Default for Options {
                 enable_chunked_prefill: true,
                 policy: SchedulingPolicy::Fcfs,
                 overlap: false,
+                speculation: None,
                 seed: 0,
             },
             blocks: 1024,
