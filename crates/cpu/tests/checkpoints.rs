@@ -1,5 +1,5 @@
 //! Tiny random checkpoints against what Hugging Face transformers computes with them; see
-//! `crates/model/tests/fixtures/make.py`.
+//! `make.py` and `make_gguf.py` in `crates/model/tests/fixtures`.
 
 #![allow(clippy::unwrap_used)] // a test
 
@@ -25,16 +25,16 @@ fn numbers<T>(value: &Value, number: impl Fn(&Value) -> T) -> Vec<T> {
 }
 
 /// The tokens of the fixture's prompt and the logits after each, or after the last.
-fn expected(folder: &Path) -> (Vec<u32>, Vec<Vec<f32>>) {
-    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+fn expected(file: &Path) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let text = std::fs::read_to_string(file).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
     let prompt = numbers(&json["prompt"], |token| token.as_u64().unwrap() as u32);
     let row = |row: &Value| numbers(row, |x| x.as_f64().unwrap() as f32);
     (prompt, numbers(&json["logits"], row))
 }
 
-fn runner(folder: &Path, isa: Isa) -> Runner {
-    let checkpoint = Checkpoint::open(folder).unwrap();
+fn runner(path: &Path, isa: Isa) -> Runner {
+    let checkpoint = Checkpoint::open(path).unwrap();
     let options = CpuOptions {
         threads: Some(2),
         kv_dtype: KvCacheDtype::F32,
@@ -50,26 +50,44 @@ fn families_compute_what_transformers_does() {
     let folders = folders("families");
     assert_eq!(folders.len(), 8);
     for folder in folders {
-        let (prompt, wanted) = expected(&folder);
-        assert_eq!(prompt.len(), wanted.len());
-        for isa in Isa::all() {
-            let mut runner = runner(&folder, isa);
-            for (at, wanted) in wanted.iter().enumerate() {
-                let chunk = Chunk {
-                    tokens: &prompt[at..=at],
-                    start: at,
-                    blocks: &[2, 0, 1, 3],
-                    logits: 1,
-                };
-                runner.forward(&[chunk]).unwrap();
-                let error = distance(runner.logits(0), wanted);
-                assert!(
-                    error < 1e-3,
-                    "{} {}: off by {error} after {at}",
-                    folder.display(),
-                    isa.name()
-                );
-            }
+        check(&folder, &folder.join("expected.json"));
+    }
+}
+
+#[test]
+fn so_do_families_in_gguf_files() {
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/families");
+    for (name, wanted) in [
+        ("gemma2", "expected.json"),
+        ("phi3", "expected.json"),
+        ("smollm3", "expected-gguf.json"),
+    ] {
+        let folder = families.join(name);
+        check(&folder.join("model.gguf"), &folder.join(wanted));
+    }
+}
+
+/// The prompt token by token.
+fn check(model: &Path, wanted: &Path) {
+    let (prompt, wanted) = expected(wanted);
+    assert_eq!(prompt.len(), wanted.len());
+    for isa in Isa::all() {
+        let mut runner = runner(model, isa);
+        for (at, wanted) in wanted.iter().enumerate() {
+            let chunk = Chunk {
+                tokens: &prompt[at..=at],
+                start: at,
+                blocks: &[2, 0, 1, 3],
+                logits: 1,
+            };
+            runner.forward(&[chunk]).unwrap();
+            let error = distance(runner.logits(0), wanted);
+            assert!(
+                error < 1e-3,
+                "{} {}: off by {error} after {at}",
+                model.display(),
+                isa.name()
+            );
         }
     }
 }
@@ -79,7 +97,7 @@ fn quantised_checkpoints_compute_what_their_weights_say() {
     let folders = folders("quantised");
     assert_eq!(folders.len(), 14);
     for folder in folders {
-        let (prompt, wanted) = expected(&folder);
+        let (prompt, wanted) = expected(&folder.join("expected.json"));
         for isa in Isa::all() {
             let mut runner = runner(&folder, isa);
             let chunk = Chunk {

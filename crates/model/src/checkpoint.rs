@@ -38,8 +38,9 @@ impl Checkpoint {
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
         let file = Gguf::open(path)?;
-        let weights = file.weights()?;
+        let mut weights = file.weights()?;
         let spec = file.spec(&weights)?;
+        spec.split_fused(&mut weights)?;
         spec.check_weights(&weights)?;
         let tokenizer = Tokenizer::from_gguf(&file)?.map(Arc::new);
         check_vocabulary(&spec, tokenizer.as_deref())?;

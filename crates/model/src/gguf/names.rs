@@ -25,6 +25,7 @@ fn layer_tensor(architecture: &str, name: &str) -> Option<String> {
         "attn_q" => "self_attn.q_proj",
         "attn_k" => "self_attn.k_proj",
         "attn_v" => "self_attn.v_proj",
+        "attn_qkv" => "self_attn.qkv_proj",
         "attn_output" => "self_attn.o_proj",
         "attn_q_norm" => "self_attn.q_norm",
         "attn_k_norm" => "self_attn.k_norm",
@@ -34,6 +35,8 @@ fn layer_tensor(architecture: &str, name: &str) -> Option<String> {
         "post_attention_norm" => "post_attention_layernorm",
         "post_ffw_norm" => "post_feedforward_layernorm",
         "ffn_gate" => "mlp.gate_proj",
+        // Phi-3 has gate and up in one.
+        "ffn_up" if architecture == "phi3" => "mlp.gate_up_proj",
         "ffn_up" => "mlp.up_proj",
         "ffn_down" => "mlp.down_proj",
         _ => return None,
@@ -106,6 +109,19 @@ mod tests {
         assert_eq!(
             canonical("gemma3", "blk.0.ffn_norm.weight"),
             "model.layers.0.pre_feedforward_layernorm.weight"
+        );
+    }
+
+    #[test]
+    fn phi_3_has_projections_in_one() {
+        let name = |gguf| canonical("phi3", gguf);
+        assert_eq!(
+            name("blk.3.attn_qkv.weight"),
+            "model.layers.3.self_attn.qkv_proj.weight"
+        );
+        assert_eq!(
+            name("blk.3.ffn_up.weight"),
+            "model.layers.3.mlp.gate_up_proj.weight"
         );
     }
 

@@ -8,7 +8,9 @@ use crate::spec::{Activation, ModelSpec, Rope, RopeScaling, RopeStyle};
 use crate::{ModelError, Weights};
 
 /// The architectures that are read.
-const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+const ARCHITECTURES: [&str; 7] = [
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3",
+];
 
 /// Keys below `ARCH.` that do not change the computation.
 const HARMLESS: [&str; 5] = [
@@ -127,16 +129,18 @@ impl Keys<'_> {
         {
             return Err(self.unsupported("value heads of another size than key heads"));
         }
-        let gemma = self.architecture == "gemma3";
+        let (gemma2, gemma3) = (self.architecture == "gemma2", self.architecture == "gemma3");
+        let gemma = gemma2 || gemma3;
         let theta = self
             .float("rope.freq_base")?
-            .unwrap_or(if gemma { 1e6 } else { 1e4 });
+            .unwrap_or(if gemma3 { 1e6 } else { 1e4 });
         let sliding_window = self
             .unsigned("attention.sliding_window")?
+            .or(gemma2.then_some(4096))
             .filter(|n| *n > 0);
         let (bos_token, eos_tokens) = self.end_tokens()?;
-        // Gemma 3 27B alone scales by its width over its heads.
-        let scaled_width = if gemma && num_layers == 62 {
+        // The 27B models alone scale by their width over their heads.
+        let scaled_width = if (gemma2 && num_layers == 46) || (gemma3 && num_layers == 62) {
             hidden_size.checked_div(num_heads).unwrap_or(0)
         } else {
             head_dim
@@ -158,20 +162,20 @@ impl Keys<'_> {
                 .ok_or_else(|| self.missing("attention.layer_norm_rms_epsilon"))?,
             rope: Rope {
                 theta,
-                style: if self.architecture == "llama" {
-                    RopeStyle::Interleaved
-                } else {
-                    RopeStyle::Half
+                style: match self.architecture {
+                    "llama" | "smollm3" => RopeStyle::Interleaved,
+                    _ => RopeStyle::Half,
                 },
                 scaling: self.scaling(weights)?,
                 rotary_dim: self.unsigned("rope.dimension_count")?.unwrap_or(head_dim),
             },
-            local_rope_theta: match (self.float("rope.freq_base_swa")?, gemma) {
+            local_rope_theta: match (self.float("rope.freq_base_swa")?, gemma3) {
                 (Some(theta), _) => Some(theta),
                 (None, true) => Some(1e4),
                 (None, false) => None,
             },
-            unrotated_pattern: 0,
+            // The converter takes no other model than the one that there is.
+            unrotated_pattern: if self.architecture == "smollm3" { 4 } else { 0 },
             tie_embeddings: !weights.contains("lm_head.weight"),
             qkv_bias: weights.contains("model.layers.0.self_attn.q_proj.bias"),
             qk_norm: weights.contains("model.layers.0.self_attn.q_norm.weight"),
@@ -184,10 +188,14 @@ impl Keys<'_> {
                 Activation::Silu
             },
             sliding_window,
-            sliding_pattern: self.sliding_pattern(num_layers, gemma)?,
+            sliding_pattern: self.sliding_pattern(num_layers)?,
             attention_scale: (scaled_width as f32).sqrt().recip(),
-            attention_softcap: self.float("attn_logit_softcapping")?,
-            logit_softcap: self.float("final_logit_softcapping")?,
+            attention_softcap: self
+                .float("attn_logit_softcapping")?
+                .or(gemma2.then_some(50.0)),
+            logit_softcap: self
+                .float("final_logit_softcapping")?
+                .or(gemma2.then_some(30.0)),
             embedding_scale: if gemma {
                 (hidden_size as f32).sqrt()
             } else {
@@ -217,9 +225,13 @@ impl Keys<'_> {
     }
 
     /// Every n-th layer sees everything; some files list each layer instead.
-    fn sliding_pattern(&self, num_layers: usize, gemma: bool) -> Result<usize, ModelError> {
+    fn sliding_pattern(&self, num_layers: usize) -> Result<usize, ModelError> {
         let key = self.key("attention.sliding_window_pattern");
-        let default = if gemma { 6 } else { 0 };
+        let default = match self.architecture {
+            "gemma2" => 2,
+            "gemma3" => 6,
+            _ => 0,
+        };
         if !matches!(self.gguf.header().metadata.get(&key), Some(Value::Array(_))) {
             return Ok(self.gguf.unsigned(&key)?.unwrap_or(default));
         }
