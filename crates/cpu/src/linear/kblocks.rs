@@ -62,27 +62,81 @@ pub(super) unsafe fn with_minima<S: Simd, C: Codes, const T: usize>(
     each!(t, { unsafe { s.store(sums[t].as_mut_ptr(), acc[t]) } });
 }
 
-/// Adds the dot products of the first and of the last 16 of 32 columns to a sum each.
+/// The sum of 16 columns, begun with `i`.
 ///
 /// # Safety
-/// There are 32 activations at `x`.
+/// There are 16 activations at `x`.
 #[inline(always)]
-unsafe fn dot16<S: Simd>(s: S, i: [S::I; 2], q: &[S::B; 8], x: *const i8) -> [S::F; 2] {
+unsafe fn dot16<S: Simd>(s: S, i: S::I, q: [S::B; 4], x: *const i8) -> S::F {
     // SAFETY: the caller's promise.
     unsafe {
-        let first = s.dot7(i[0], q[0], x);
-        let last = s.dot7(i[1], q[4], x.add(16));
-        let first = s.dot7(first, q[1], x.add(4));
-        let last = s.dot7(last, q[5], x.add(20));
-        let first = s.dot7(first, q[2], x.add(8));
-        let last = s.dot7(last, q[6], x.add(24));
-        let first = s.dot7(first, q[3], x.add(12));
-        let last = s.dot7(last, q[7], x.add(28));
-        [s.to_f32(first), s.to_f32(last)]
+        let i = s.dot7(i, q[0], x);
+        let i = s.dot7(i, q[1], x.add(4));
+        let i = s.dot7(i, q[2], x.add(8));
+        s.to_f32(s.dot7(i, q[3], x.add(12)))
+    }
+}
+
+/// 16 columns of weights for a kernel with a scale for each.
+struct Half<S: Simd> {
+    codes: [S::B; 4],
+    scale: S::F,
+    /// The block of the panel, and which half of it.
+    place: (usize, usize),
+}
+
+impl<S: Simd> Half<S> {
+    /// Adds these columns of all rows, for weights `scale (q - 32)`.
+    ///
+    /// # Safety
+    /// The panel has the place.
+    #[inline(always)]
+    unsafe fn add<const T: usize>(self, s: S, a: PanelData, acc: &mut [S::F; T]) {
+        let (b, half) = self.place;
+        each!(t, {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let e = b * T + t;
+                let x = a.codes.as_ptr().add(e * 32 + 16 * half);
+                let begin = s.isplat(*a.halves.as_ptr().add(2 * e + half));
+                let x = dot16(s, begin, self.codes, x);
+                let scale = s.mul(self.scale, s.splat(*a.scales.as_ptr().add(e)));
+                acc[t] = s.fma(x, scale, acc[t]);
+            }
+        });
+    }
+
+    /// The same for weights `scale q + 32 minimum`.
+    ///
+    /// # Safety
+    /// As [`Half::add`].
+    #[inline(always)]
+    unsafe fn add_with<const T: usize>(
+        self,
+        s: S,
+        minimum: S::F,
+        a: PanelData,
+        acc: &mut [S::F; T],
+    ) {
+        let (b, half) = self.place;
+        each!(t, {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let e = b * T + t;
+                let x = a.codes.as_ptr().add(e * 32 + 16 * half);
+                let x = s.mul(dot16(s, s.isplat(0), self.codes, x), self.scale);
+                let sum = s.isplat(*a.halves.as_ptr().add(2 * e + half));
+                let x = s.fma(minimum, s.to_f32(sum), x);
+                acc[t] = s.fma(x, s.splat(*a.scales.as_ptr().add(e)), acc[t]);
+            }
+        });
     }
 }
 
 /// Weights `d s (q - 32)`, a scale for 16.
+///
+/// All rows take the first 16 columns of a part before any takes the others: what both need does not
+/// fit the registers at once.
 ///
 /// # Safety
 /// As [`with_minima`].
@@ -109,17 +163,19 @@ pub(super) unsafe fn halves<S: Simd, C: Codes, const T: usize>(
                 let b = block * PARTS + part;
                 fetch_ahead(w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
-                let from: *const i8 = scales.add(32 * part).cast();
-                let (first, last) = (s.load_i8(from), s.load_i8(from.add(16)));
-                let (first, last) = (s.mul(d, first), s.mul(d, last));
-                each!(t, {
-                    let e = b * T + t;
-                    let from = a.halves.as_ptr().add(2 * e);
-                    let begin = [s.isplat(*from), s.isplat(*from.add(1))];
-                    let x = dot16(s, begin, &q, a.codes.as_ptr().add(e * 32));
-                    let x = s.fma(x[1], last, s.mul(x[0], first));
-                    acc[t] = s.fma(x, s.splat(*a.scales.as_ptr().add(e)), acc[t]);
-                });
+                let scales = scales.add(32 * part);
+                let first = Half {
+                    codes: [q[0], q[1], q[2], q[3]],
+                    scale: s.mul(d, s.load_i8(scales.cast())),
+                    place: (b, 0),
+                };
+                first.add(s, a, &mut acc);
+                let last = Half {
+                    codes: [q[4], q[5], q[6], q[7]],
+                    scale: s.mul(d, s.load_i8(scales.add(16).cast())),
+                    place: (b, 1),
+                };
+                last.add(s, a, &mut acc);
             }
         }
     }
@@ -154,22 +210,20 @@ pub(super) unsafe fn halves_with_minima<S: Simd, C: Codes, const T: usize>(
                 let b = block * PARTS + part;
                 fetch_ahead(w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
-                let from: *const i8 = scales.add(32 * part).cast();
-                let (first, last) = (s.load_i8(from), s.load_i8(from.add(16)));
-                let (first, last) = (s.mul(d, first), s.mul(d, last));
-                let from: *const i8 = minima.add(32 * part).cast();
-                let (low, high) = (s.load_i8(from), s.load_i8(from.add(16)));
-                let (low, high) = (s.mul(dmin, low), s.mul(dmin, high));
-                each!(t, {
-                    let e = b * T + t;
-                    let zero = s.isplat(0);
-                    let x = dot16(s, [zero, zero], &q, a.codes.as_ptr().add(e * 32));
-                    let x = s.fma(x[1], last, s.mul(x[0], first));
-                    let from = a.halves.as_ptr().add(2 * e);
-                    let x = s.fma(low, s.to_f32(s.isplat(*from)), x);
-                    let x = s.fma(high, s.to_f32(s.isplat(*from.add(1))), x);
-                    acc[t] = s.fma(x, s.splat(*a.scales.as_ptr().add(e)), acc[t]);
-                });
+                let (scales, minima) = (scales.add(32 * part), minima.add(32 * part));
+                let first = Half {
+                    codes: [q[0], q[1], q[2], q[3]],
+                    scale: s.mul(d, s.load_i8(scales.cast())),
+                    place: (b, 0),
+                };
+                first.add_with(s, s.mul(dmin, s.load_i8(minima.cast())), a, &mut acc);
+                let last = Half {
+                    codes: [q[4], q[5], q[6], q[7]],
+                    scale: s.mul(d, s.load_i8(scales.add(16).cast())),
+                    place: (b, 1),
+                };
+                let minimum = s.mul(dmin, s.load_i8(minima.add(16).cast()));
+                last.add_with(s, minimum, a, &mut acc);
             }
         }
     }
