@@ -129,11 +129,8 @@ impl Sequence {
         self.drafted = 0;
         let mut taken = 0;
         for output in outputs {
-            // The token before was a draft that the step computed. (After a preemption nothing that
-            // was computed is left.)
-            if taken > 0 && self.slot.is_some() {
-                self.computed += 1;
-            }
+            // The token before was a draft that the step computed.
+            self.computed += usize::from(taken > 0);
             taken += 1;
             if let Some(reason) = self.push(output, max_model_len) {
                 return (taken, Some(reason));

@@ -426,6 +426,47 @@ fn only_greedy_sequences_have_drafts_and_no_more_than_fit() {
     assert!(step.sequences[0].tokens.len() <= 3);
 }
 
+/// A prompt that goes on as a wrong draft did finds nothing of what the draft left in the cache.
+#[test]
+fn refused_drafts_are_found_by_nobody() {
+    let config = EngineConfig {
+        speculation: Some(speculation()),
+        max_num_batched_tokens: 64,
+        ..config()
+    };
+    let limits = limits(&config, 200);
+    let mut executor = SimExecutor::new(limits.clone(), SimTiming::default());
+    let mut scheduler = Scheduler::new(config.clone(), &limits);
+    let mut next = 0;
+    // The answer to a request, and its text with the drafts of each of its steps behind it.
+    let mut answer = |request: &GenerationRequest| {
+        let (events, mut receiver) = unbounded_channel();
+        let place = scheduler.place(next, 0, 16);
+        scheduler.add(Sequence::new(next, request.clone(), events, place, 0));
+        next += 1;
+        let mut text = request.prompt.to_vec();
+        let mut drafted = Vec::new();
+        while let Some((step, plan)) = scheduler.schedule() {
+            if let StepTokens::Speculative(tokens) = &step.sequences[0].tokens {
+                drafted.push([text.as_slice(), &tokens[1..]].concat());
+            }
+            let pending = executor.submit(step).unwrap();
+            let output = executor.collect(pending).unwrap();
+            text.extend(output.samples.iter().map(|(_, sample)| sample.token));
+            scheduler.apply(&plan, output).unwrap();
+        }
+        let answer = collected(std::iter::from_fn(|| receiver.try_recv().ok()));
+        assert_eq!(answer.0, expected(request, &config).0);
+        drafted
+    };
+    let drafted = answer(&support::request(&[0, 1, 2, 3, 0, 1, 2, 3], 40));
+    assert!(drafted.len() > 10);
+    for mut text in drafted {
+        text.push(0);
+        answer(&support::request(&text, 3));
+    }
+}
+
 /// What an executor gives must be what was asked for.
 #[test]
 fn tokens_that_nobody_asked_for_are_refused() {
