@@ -4,6 +4,8 @@ use crate::support::{Sandbox, http, model};
 
 /// Golden ids of an independent float forward pass: "The capital of France is Paris."
 const ANSWER: &str = "The capital of France is Paris.";
+const DRAFTS: &str = r#"{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1,
+    "prompt_lookup_max": 4}"#;
 const QUESTION: &str =
     r#"[{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]"#;
 
@@ -27,6 +29,7 @@ fn a_real_model_answers_over_http_alone_and_among_others() {
             "6M",
         ],
         &["--no-enable-prefix-caching"],
+        &["--speculative-config", DRAFTS],
     ] {
         let mut args = vec!["serve", path, "--port", "0", "--served-model-name", "m"];
         args.extend(flags);
