@@ -2,6 +2,7 @@
 //!
 //! Written for clarity, one function a format. Block layouts are GGUF's.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::kblock::KBlock;
@@ -45,9 +46,9 @@ impl Tensor {
 pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     let (weights, block_bytes) = dtype.block();
     let expand: fn(&[u8], &mut [f32]) = match dtype {
-        DType::F32 => f32_element,
-        DType::F16 => |b, y| y[0] = half_at(b, 0),
-        DType::BF16 => |b, y| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+        DType::F32 => return f32s(bytes, out),
+        DType::F16 => return f16s(bytes, out),
+        DType::BF16 => return bf16s(bytes, out),
         DType::Q4_0 => q4_0,
         DType::Q4_1 => q4_1,
         DType::Q5_0 => q5_0,
@@ -72,8 +73,28 @@ fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-fn f32_element(b: &[u8], y: &mut [f32]) {
-    y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+fn f32s(bytes: &[u8], out: &mut [f32]) {
+    for (b, y) in bytes.chunks_exact(4).zip(out) {
+        *y = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    }
+}
+
+fn f16s(bytes: &[u8], out: &mut [f32]) {
+    // Many at once: whether the CPU has an instruction for it is asked each time.
+    let mut some = [f16::ZERO; 64];
+    for (bytes, y) in bytes.chunks(2 * some.len()).zip(out.chunks_mut(some.len())) {
+        let some = &mut some[..y.len().min(bytes.len() / 2)];
+        for (to, b) in some.iter_mut().zip(bytes.chunks_exact(2)) {
+            *to = f16::from_le_bytes([b[0], b[1]]);
+        }
+        some.convert_to_f32_slice(&mut y[..some.len()]);
+    }
+}
+
+fn bf16s(bytes: &[u8], out: &mut [f32]) {
+    for (b, y) in bytes.chunks_exact(2).zip(out) {
+        *y = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+    }
 }
 
 fn q4_0(b: &[u8], y: &mut [f32]) {

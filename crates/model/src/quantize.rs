@@ -73,12 +73,25 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
+/// The largest magnitude in a block, eight at a time.
+fn largest(x: &[f32]) -> f32 {
+    let mut most = [0.0f32; 8];
+    for eight in x.chunks_exact(8) {
+        for (most, v) in most.iter_mut().zip(eight) {
+            *most = if v.abs() > *most { v.abs() } else { *most };
+        }
+    }
+    most.into_iter().fold(0.0, f32::max)
+}
+
 fn q8_0(x: &[f32], out: &mut Vec<u8>) {
-    let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    let d = largest / 127.0;
+    let d = largest(x) / 127.0;
     let scale = inverse(d);
     out.extend(f16::from_f32(d).to_le_bytes());
-    out.extend(x.iter().map(|v| (v * scale).round() as i8 as u8));
+    // To the nearest without a call of the library's function, which has no instruction on CPUs
+    // that this code must also run on.
+    let nearest = |v: &f32| (v * scale + 0.5f32.copysign(*v)) as i32 as u8;
+    out.extend(x.iter().map(nearest));
 }
 
 /// Packs 32 numbers below 16: the first half in the low nibbles.
@@ -89,9 +102,8 @@ fn pack_nibbles(q: impl Fn(f32) -> u8, x: &[f32], out: &mut Vec<u8>) {
 
 fn q4_0(x: &[f32], out: &mut Vec<u8>) {
     // The extreme value, whatever its sign, becomes -8: the one code without a mirror image.
-    let extreme = x
-        .iter()
-        .fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
+    let most = largest(x);
+    let extreme = x.iter().copied().find(|v| v.abs() == most).unwrap_or(0.0);
     let d = extreme / -8.0;
     let scale = inverse(d);
     out.extend(f16::from_f32(d).to_le_bytes());
@@ -126,7 +138,7 @@ fn nearest_nf4(x: f32) -> u8 {
 }
 
 fn nf4(x: &[f32], out: &mut Vec<u8>) {
-    let most = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let most = largest(x);
     let scale = inverse(most);
     out.extend(most.to_le_bytes());
     for half in x.chunks_exact(32) {
@@ -157,6 +169,41 @@ mod tests {
         }
         let zeros = Tensor::owned("z", DType::F32, vec![1, 64], vec![0; 256]).unwrap();
         assert_eq!(zeros.quantize(DType::NF4).unwrap().to_f32(), vec![0.0; 64]);
+    }
+
+    #[test]
+    fn bytes_are_the_nearest_and_nibbles_have_the_extreme_at_their_end() {
+        let mut x = [0.0; 32];
+        let given = [0.4, 0.5, -0.5, 2.4, -3.6, 126.5, -127.0, 63.49];
+        x[20..28].copy_from_slice(&given);
+        let mut stored = Vec::new();
+        quantize_row(DType::Q8_0, &x, &mut stored).unwrap();
+        // A scale of 1 in half precision, then the bytes.
+        assert_eq!(stored[..2], [0x00, 0x3c]);
+        let bytes: Vec<i8> = stored[22..30].iter().map(|b| *b as i8).collect();
+        assert_eq!(bytes, [0, 1, -1, 2, -4, 127, -127, 63]);
+        assert!(stored[2..22].iter().all(|b| *b == 0));
+
+        let mut x = [0.0; 32];
+        (x[3], x[17], x[31]) = (-4.0, 2.0, 3.4);
+        let mut stored = Vec::new();
+        quantize_row(DType::Q4_0, &x, &mut stored).unwrap();
+        // -4 is code 0 at a scale of a half; zero is 8, 2 is 12, 3.4 is 14.8, rounded to 15.
+        assert_eq!(stored[..2], [0x00, 0x38]);
+        assert_eq!((stored[5], stored[3], stored[17]), (0x80, 0xc8, 0xf8));
+    }
+
+    #[test]
+    fn rows_of_single_numbers_of_any_length_come_back() {
+        for count in [1, 7, 63, 64, 65, 200] {
+            let values: Vec<f32> = (0..count).map(|i| (i as f32 - 31.0) * 0.25).collect();
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let mut stored = Vec::new();
+                quantize_row(dtype, &values, &mut stored).unwrap();
+                let tensor = Tensor::owned("w", dtype, vec![1, count], stored).unwrap();
+                assert_eq!(tensor.to_f32(), values, "{} {count}", dtype.name());
+            }
+        }
     }
 
     #[test]
