@@ -1,8 +1,10 @@
 //! What the GPUs of this machine did during a level, where the server is on it. Reading order: `nvml` (NVIDIA's
-//! library), `gathered` (many readings make one level's numbers).
+//! library), `gathered` (many readings make one level's numbers), `watch`
+//! (the latest one).
 
 mod gathered;
 mod nvml;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 pub(crate) use gathered::Gpus;
 use nvml::Library;
 use serde::{Deserialize, Serialize};
+pub use watch::{GpuNow, GpuWatch};
 
 use crate::host::Place;
 

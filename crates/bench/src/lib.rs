@@ -84,7 +84,7 @@ pub use distribution::{DistributionSummary, summarize, summarize_weighted};
 pub use drift::Drift;
 pub use error::BenchError;
 pub use goodput::{GoodputLoad, GoodputResult, GoodputSearch};
-pub use gpu::{GpuMetrics, GpuSample, GpuUse};
+pub use gpu::{GpuMetrics, GpuNow, GpuSample, GpuUse, GpuWatch};
 pub use host::{HostSample, HostUse};
 pub use knee::{KneeResult, KneeSearch};
 pub use level::{Progress, run_level};

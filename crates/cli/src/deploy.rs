@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use powerband_bench::{GpuNow, GpuWatch};
 use powerband_cpu::{CpuExecutor, CpuOptions};
 use powerband_cuda::{CudaExecutor, CudaOptions, WeightQuantization};
 use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::sim::{SimExecutor, SimTiming};
 use powerband_engine::{Engine, EngineConfig, Executor};
 use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights, spec::builtin};
-use powerband_server::ModelContext;
+use powerband_server::{GpuReader, GpuReading, ModelContext};
 
 use crate::commands::pull::locate_model;
 use crate::engine_args::{Defaults, Device, EngineArgs, LoadFormat};
@@ -159,10 +160,34 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
             eos_tokens: spec.eos_tokens,
             tokenizer: checkpoint.tokenizer,
             chat_template: checkpoint.chat_template,
+            gpus: if backend == Backend::Cuda {
+                gpus()
+            } else {
+                None
+            },
         },
         backend: backend.name(),
         kv_cache_tokens,
     })
+}
+
+/// The GPUs' readings for `/metrics`, where NVIDIA's management library is there.
+fn gpus() -> Option<GpuReader> {
+    let watch = GpuWatch::start().ok()?;
+    let reading = |gpu: GpuNow| GpuReading {
+        index: gpu.index,
+        name: gpu.name,
+        memory_total_bytes: gpu.memory_total_bytes,
+        memory_used_bytes: gpu.memory_used_bytes,
+        utilization: gpu.utilization,
+        power_w: gpu.power_w,
+        energy_j: gpu.energy_j,
+        sm_clock_mhz: gpu.sm_clock_mhz,
+        temperature_c: gpu.temperature_c,
+        throttle_reasons: gpu.throttle_reasons,
+    };
+    let read = move || watch.now().into_iter().map(reading).collect();
+    Some(GpuReader(Arc::new(read)))
 }
 
 fn on_cpu(

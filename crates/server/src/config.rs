@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use powerband_model::{ChatTemplate, Tokenizer};
 
+use crate::gpus::GpuReader;
+
 /// Settings that are known before a model is loaded.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -110,4 +112,6 @@ pub struct ModelContext {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// Without one, there is no chat endpoint.
     pub chat_template: Option<Arc<ChatTemplate>>,
+    /// The GPUs that compute, for `/metrics`.
+    pub gpus: Option<GpuReader>,
 }

@@ -26,6 +26,7 @@ mod fields;
 #[doc(hidden)]
 pub mod fuzzing;
 mod generation;
+mod gpus;
 mod id;
 mod info;
 mod json;
@@ -44,5 +45,6 @@ mod write;
 
 pub use config::{Limits, ModelContext, ServerConfig};
 pub use error::ServerError;
+pub use gpus::{GpuReader, GpuReading};
 pub use routes::{ROUTES, Route};
 pub use server::{BoundServer, bind};

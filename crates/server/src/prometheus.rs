@@ -6,6 +6,7 @@ use http::{HeaderValue, Response, header};
 use powerband_engine::SpeculationStats;
 
 use crate::body::Body;
+use crate::gpus;
 use crate::metrics::{End, Histogram};
 use crate::state::State;
 
@@ -150,6 +151,9 @@ fn render(state: &State) -> String {
         &own.generation_tokens,
         1.0,
     );
+    if let Some(gpus) = &state.model.gpus {
+        gpus::render(&(gpus.0)(), escaped, &mut page.out);
+    }
     page.out
 }
 

@@ -141,6 +141,7 @@ async fn an_empty_key_is_no_key() {
         eos_tokens: Vec::new(),
         tokenizer: None,
         chat_template: None,
+        gpus: None,
     };
     let error = bound
         .serve(

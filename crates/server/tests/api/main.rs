@@ -6,6 +6,7 @@
 mod bad_input;
 mod bodies;
 mod disconnect;
+mod gpus;
 mod http_limits;
 mod keys;
 mod lifecycle;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::{Engine, EngineConfig, SchedulingPolicy};
 use powerband_model::{ChatTemplate, Tokenizer};
-use powerband_server::{ModelContext, ServerConfig, ServerError, bind};
+use powerband_server::{GpuReader, ModelContext, ServerConfig, ServerError, bind};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -29,6 +29,7 @@ pub struct Options {
     pub tokenizer: bool,
     pub template: Option<&'static str>,
     pub drain: Duration,
+    pub gpus: Option<GpuReader>,
 }
 
 pub const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}\
@@ -57,6 +58,7 @@ impl Default for Options {
             tokenizer: true,
             template: Some(TEMPLATE),
             drain: Duration::from_secs(5),
+            gpus: None,
         }
     }
 }
@@ -94,6 +96,7 @@ impl TestServer {
             chat_template: options.template.map(|source| {
                 Arc::new(ChatTemplate::new(source, "<s>", "</s>").expect("a template"))
             }),
+            gpus: options.gpus,
         };
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
