@@ -97,15 +97,15 @@ fn main() -> Result<(), EngineError> {
         }
     }
     if words.iter().any(|a| *a == "tuning") {
-        for (room, skinny) in [(102, 8), (102, 0), (70, 0)] {
-            set_tuning(&mut executor, room << 10, skinny)?;
+        for (skinny, layers, pace) in [(8, 16, 1), (8, 16, 2), (8, 16, 9), (8, 0, 0), (0, 0, 0)] {
+            set_tuning(&mut executor, 102 << 10, skinny, layers, pace)?;
             for &count in &batches {
-                let name = format!("room {room} KiB, skinny {skinny}, batch {count}");
+                let name = format!("skinny {skinny}, one {layers}, pace {pace}, batch {count}");
                 let bench = bench_decode(&mut executor, &name, count, 200, greedy.clone())?;
                 println!("{:<52} {:.3} ms", bench.name, bench.median);
             }
         }
-        set_tuning(&mut executor, 102 << 10, 8)?;
+        set_tuning(&mut executor, 102 << 10, 8, 16, 1)?;
     }
     if asked("shares") {
         for &count in &batches {

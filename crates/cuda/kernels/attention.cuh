@@ -25,25 +25,50 @@ struct AttentionParams {
 
 struct alignas(16) Frag { uint32_t r[4]; };
 
+// Eight fp8 numbers in the first two registers become numbers of type T in all four.
+template <typename T> static __device__ inline void widen_fragment(Frag &f, int kind) {
+  uint32_t x = f.r[0], y = f.r[1];
+  f.r[0] = widen2<T>(x & 0xFFFF, kind);
+  f.r[1] = widen2<T>(x >> 16, kind);
+  f.r[2] = widen2<T>(y & 0xFFFF, kind);
+  f.r[3] = widen2<T>(y >> 16, kind);
+}
+
 // The fragment of 16 positions by 16 elements that this lane holds.
-template <typename T, int KIND>
-static __device__ inline Frag load_fragment(const char *at, int lane) {
+template <typename T>
+static __device__ inline Frag load_fragment(const char *at, int kind, int lane) {
   Frag f;
-  if (KIND == KV_SAME) {
+  if (kind == KV_SAME) {
     uint4 v = __ldg(reinterpret_cast<const uint4 *>(at) + lane);
     f.r[0] = v.x, f.r[1] = v.y, f.r[2] = v.z, f.r[3] = v.w;
   } else {
     uint2 v = __ldg(reinterpret_cast<const uint2 *>(at) + lane);
-    f.r[0] = widen2<T>(v.x & 0xFFFF, KIND);
-    f.r[1] = widen2<T>(v.x >> 16, KIND);
-    f.r[2] = widen2<T>(v.y & 0xFFFF, KIND);
-    f.r[3] = widen2<T>(v.y >> 16, KIND);
+    f.r[0] = v.x, f.r[1] = v.y;
+    widen_fragment<T>(f, kind);
   }
   return f;
 }
 
+// The N fragments of a head's keys or values, as they are stored; past caches that do not see what other blocks
+// of the same kernel write.
+template <int N> static __device__ inline void load_fresh(Frag *f, const char *at, bool narrow, int lane) {
+  if (narrow) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      uint2 v = __ldcg(reinterpret_cast<const uint2 *>(at + i * 256) + lane);
+      f[i].r[0] = v.x, f[i].r[1] = v.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      uint4 v = __ldcg(reinterpret_cast<const uint4 *>(at + i * 512) + lane);
+      f[i].r[0] = v.x, f[i].r[1] = v.y, f[i].r[2] = v.z, f[i].r[3] = v.w;
+    }
+  }
+}
+
 // Scores, running maximum and output of N tiles of eight columns over HD elements of a head.
-template <typename T, int KIND, int HD, int N> struct Attend {
+template <typename T, int HD, int N> struct Attend {
   static constexpr int kFrags = HD / 16;
   uint32_t query[kFrags][N][2];
   float out[kFrags][N][4];
@@ -126,59 +151,76 @@ template <typename T, int KIND, int HD, int N> struct Attend {
 // Warps of a block: their sums must fit into 48 KiB.
 #define DECODE_WARPS(HD, N) ((HD) * (N) > 128 ? 4 : 8)
 
-// grid: (key/value heads, sequences, splits)
-template <typename T, int KIND, int HD, int N>
-static __device__ inline void attend_decode(const AttentionParams &p) {
-  constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = DECODE_WARPS(HD, N);
-  constexpr int kElement = KIND == KV_SAME ? 2 : 1;
-  __shared__ float merged[kWarps][kColumns][HD + 4];
-  let_next_start();
-  // The step has been copied long ago, so that blocks without work leave at once, and the others look
-  // their sequence up and fetch what earlier steps have cached while the queries are computed.
-  if ((int)blockIdx.y >= *p.count) return;
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int kv_head = blockIdx.x, group = p.q_dim / p.kv_dim;
-  const int *sequence = p.sequences + blockIdx.y * 4;
-  int token = sequence[0], position = sequence[2];
-  const int *blocks = p.blocks + sequence[3];
-  int seen = position + 1, oldest = p.window > 0 ? max(0, seen - p.window) : 0;
-  int all = (seen + 15) / 16, begin = oldest / 16;
-  int splits = min(p.splits, (all - begin + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
-  if ((int)blockIdx.z >= splits) return;
-  int share = (all - begin + splits - 1) / splits;
-  int from = begin + blockIdx.z * share, to = min(all, from + share);
+// The warps of an item, which may not be all of the block.
+template <int WARPS> static __device__ inline void attention_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+}
 
-  Attend<T, KIND, HD, N> a;
+// The `split`-th part of a sequence's context for a key/value head. False if there is no such part.
+struct Span {
+  int token, position, oldest, splits, from, to;
+  const int *blocks;
+
+  __device__ bool find(const AttentionParams &p, int index, int split) {
+    const int *sequence = p.sequences + index * 4;
+    token = sequence[0], position = sequence[2];
+    blocks = p.blocks + sequence[3];
+    int seen = position + 1;
+    oldest = p.window > 0 ? max(0, seen - p.window) : 0;
+    int all = (seen + 15) / 16, begin = oldest / 16;
+    splits = min(p.splits, (all - begin + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
+    if (split >= splits) return false;
+    int share = (all - begin + splits - 1) / splits;
+    from = begin + split * share, to = min(all, from + share);
+    return true;
+  }
+};
+
+// Bytes of shared memory for one item.
+template <int HD, int N> struct Merged {
+  static constexpr int kStride = HD + 4, kFloats = DECODE_WARPS(HD, N) * N * 8 * kStride;
+};
+
+// One item; `ready` waits for the queries and the newest keys and values. `merged` has room for
+// `Merged::kFloats`, `flag` for one number.
+template <typename T, int KIND, int HD, int N, typename Ready>
+static __device__ inline void attend_span(const AttentionParams &p, const Span &span, int index, int kv_head, int split,
+                                          float *merged, int *flag, Ready ready) {
+  constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = DECODE_WARPS(HD, N), kStride = Merged<HD, N>::kStride;
+  const int kind = KIND == KV_ANY ? p.kv_kind : KIND, element = kind == KV_SAME ? 2 : 1;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int group = p.q_dim / p.kv_dim, splits = span.splits, position = span.position, token = span.token;
+  Attend<T, HD, N> a;
   a.clear();
-  size_t block_bytes = (size_t)p.kv_dim * 32 * kElement;
-  const char *base = p.cache + (size_t)kv_head * HD * 32 * kElement;
+  size_t block_bytes = (size_t)p.kv_dim * 32 * element;
+  const char *base = p.cache + (size_t)kv_head * HD * 32 * element;
   Frag keys[kFrags], values[kFrags];
   auto load = [&](int b) {
-    const char *at = base + blocks[b] * block_bytes;
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f) keys[f] = load_fragment<T, KIND>(at + f * 256 * kElement, lane);
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f)
-      values[f] = load_fragment<T, KIND>(at + (HD * 16 + f * 256) * kElement, lane);
+    const char *at = base + span.blocks[b] * block_bytes;
+    load_fresh<kFrags>(keys, at, kind != KV_SAME, lane);
+    load_fresh<kFrags>(values, at + HD * 16 * element, kind != KV_SAME, lane);
   };
-  // All but the newest block, into which the kernel ahead writes.
-  bool early = from + warp < min(to, position / 16);
-  if (early) load(from + warp);
-  wait_for_inputs();
+  // All but the newest block, into which the products ahead write.
+  bool early = span.from + warp < min(span.to, position / 16);
+  if (early) load(span.from + warp);
+  ready();
   const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     int column = n * 8 + (lane >> 2);
     a.load_query(n, column < group ? query + column * HD : nullptr, lane);
   }
-  for (int b = from + warp; b < to; b += kWarps) {
+  for (int b = span.from + warp; b < span.to; b += kWarps) {
     if (!early) load(b);
     early = false;
+    if (kind != KV_SAME)
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) widen_fragment<T>(keys[f], kind), widen_fragment<T>(values[f], kind);
     int first[N][2], last[N][2];
 #pragma unroll
     for (int n = 0; n < N; ++n)
       for (int j = 0; j < 2; ++j) {
-        first[n][j] = oldest - b * 16;
+        first[n][j] = span.oldest - b * 16;
         last[n][j] = position - b * 16;
       }
     a.block(keys, values, p.scale, first, last, lane);
@@ -188,7 +230,7 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
   for (int n = 0; n < N; ++n)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      float *row = merged[warp][n * 8 + (lane & 3) * 2 + j];
+      float *row = merged + (warp * kColumns + n * 8 + (lane & 3) * 2 + j) * kStride;
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) {
         row[f * 16 + (lane >> 2)] = a.out[f][n][j];
@@ -199,20 +241,22 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
         row[HD + 1] = a.sum[n][j];
       }
     }
-  __syncthreads();
+  attention_sync<kWarps>();
   for (int i = threadIdx.x * 2; i < group * HD; i += kWarps * 64) {
     int column = i / HD, dim = i % HD;
+    const float *rows = merged + column * kStride;
     float top = -INFINITY, sum = 0;
     float2 v = make_float2(0, 0);
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) top = fmaxf(top, merged[w][column][HD]);
+    for (int w = 0; w < kWarps; ++w) top = fmaxf(top, rows[w * kColumns * kStride + HD]);
     if (top > -INFINITY) {
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        float weight = exp2f(merged[w][column][HD] - top);
-        sum += weight * merged[w][column][HD + 1];
-        v.x += weight * merged[w][column][dim];
-        v.y += weight * merged[w][column][dim + 1];
+        const float *row = rows + w * kColumns * kStride;
+        float weight = exp2f(row[HD] - top);
+        sum += weight * row[HD + 1];
+        v.x += weight * row[dim];
+        v.y += weight * row[dim + 1];
       }
     }
     int head = kv_head * group + column;
@@ -220,7 +264,7 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
       uint32_t two = Pair<T>::pack(v.x / sum, v.y / sum);
       *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.out) + tile_at(token, head * HD + dim, p.out_tiles)) = two;
     } else {
-      float *to = p.partial + ((size_t)(blockIdx.y * p.heads + head) * p.splits + blockIdx.z) * (HD + 2);
+      float *to = p.partial + ((size_t)(index * p.heads + head) * p.splits + split) * (HD + 2);
       to[dim] = v.x;
       to[dim + 1] = v.y;
       if (dim == 0) {
@@ -230,21 +274,20 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
     }
   }
   if (splits == 1) return;
-  __shared__ int last;
   __threadfence();
-  __syncthreads();
+  attention_sync<kWarps>();
   if (threadIdx.x == 0) {
-    int *arrived = p.arrived + blockIdx.y * gridDim.x + kv_head;
-    last = atomicAdd(arrived, 1) == splits - 1;
-    if (last) *arrived = 0;
+    int *arrived = p.arrived + index * (p.heads / group) + kv_head;
+    *flag = atomicAdd(arrived, 1) == splits - 1;
+    if (*flag) *arrived = 0;
   }
-  __syncthreads();
-  if (!last) return;
+  attention_sync<kWarps>();
+  if (!*flag) return;
   __threadfence();
   // In a fixed order, whoever came last.
   for (int i = threadIdx.x; i < group * HD; i += kWarps * 32) {
     int head = kv_head * group + i / HD, dim = i % HD;
-    const float *from = p.partial + (size_t)(blockIdx.y * p.heads + head) * p.splits * (HD + 2);
+    const float *from = p.partial + (size_t)(index * p.heads + head) * p.splits * (HD + 2);
     float top = -INFINITY, sum = 0, v = 0;
     for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(from + s * (HD + 2) + HD));
     for (int s = 0; s < splits; ++s) {
@@ -257,13 +300,27 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
   }
 }
 
+// grid: (key/value heads, sequences, splits)
+template <typename T, int KIND, int HD, int N>
+static __device__ inline void attend_decode(const AttentionParams &p) {
+  __shared__ float merged[Merged<HD, N>::kFloats];
+  __shared__ int flag;
+  let_next_start();
+  // The step has been copied long ago, so that blocks without work leave at once, and the others look
+  // their sequence up and fetch what earlier steps have cached while the queries are computed.
+  if ((int)blockIdx.y >= *p.count) return;
+  Span span;
+  if (!span.find(p, blockIdx.y, blockIdx.z)) return;
+  attend_span<T, KIND, HD, N>(p, span, blockIdx.y, blockIdx.x, blockIdx.z, merged, &flag, [] { wait_for_inputs(); });
+}
+
 #define PROMPT_WARPS 4
 
 // grid: (tiles of 128 columns, key/value heads)
 template <typename T, int KIND, int HD>
 static __device__ inline void attend_prompt(const AttentionParams &p) {
   constexpr int N = HD <= 64 ? 4 : 2; // tiles of eight columns a warp
-  constexpr int kFrags = HD / 16, kElement = KIND == KV_SAME ? 2 : 1;
+  constexpr int kFrags = HD / 16, element = KIND == KV_SAME ? 2 : 1;
   let_next_start();
   wait_for_inputs();
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -277,7 +334,7 @@ static __device__ inline void attend_prompt(const AttentionParams &p) {
   int from_column = warp * N * 8, columns = queries * group;
   if (from_column >= columns) return;
 
-  Attend<T, KIND, HD, N> a;
+  Attend<T, HD, N> a;
   a.clear();
   const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
   int mine[N][2]; // positions of this lane's columns, -1: none
@@ -295,13 +352,13 @@ static __device__ inline void attend_prompt(const AttentionParams &p) {
   int newest = position + min(columns - 1, from_column + N * 8 - 1) / group;
   int oldest = position + from_column / group;
   int begin = p.window > 0 ? max(0, oldest + 1 - p.window) / 16 : 0, end = newest / 16 + 1;
-  size_t block_bytes = (size_t)p.kv_dim * 32 * kElement;
-  const char *base = p.cache + (size_t)kv_head * HD * 32 * kElement;
+  size_t block_bytes = (size_t)p.kv_dim * 32 * element;
+  const char *base = p.cache + (size_t)kv_head * HD * 32 * element;
   Frag keys[kFrags], ahead[kFrags];
   {
     const char *at = base + blocks[begin] * block_bytes;
 #pragma unroll
-    for (int f = 0; f < kFrags; ++f) ahead[f] = load_fragment<T, KIND>(at + f * 256 * kElement, lane);
+    for (int f = 0; f < kFrags; ++f) ahead[f] = load_fragment<T>(at + f * 256 * element, KIND, lane);
   }
   for (int b = begin; b < end; ++b) {
     const char *at = base + blocks[b] * block_bytes;
@@ -309,11 +366,11 @@ static __device__ inline void attend_prompt(const AttentionParams &p) {
     Frag values[kFrags];
 #pragma unroll
     for (int f = 0; f < kFrags; ++f)
-      values[f] = load_fragment<T, KIND>(at + (HD * 16 + f * 256) * kElement, lane);
+      values[f] = load_fragment<T>(at + (HD * 16 + f * 256) * element, KIND, lane);
 #pragma unroll
     for (int f = 0; f < kFrags; ++f) {
       keys[f] = ahead[f];
-      ahead[f] = load_fragment<T, KIND>(then + f * 256 * kElement, lane);
+      ahead[f] = load_fragment<T>(then + f * 256 * element, KIND, lane);
     }
     int first[N][2], last[N][2];
 #pragma unroll

@@ -124,15 +124,14 @@ template <typename W> struct Codes {
 
   __device__ void load(uint32_t slab, int lane) {
 #pragma unroll
-    for (int i = 0; i < W::kBits / 4; ++i)
-      asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(words[4 * i]), "=r"(words[4 * i + 1]), "=r"(words[4 * i + 2]), "=r"(words[4 * i + 3])
-                   : "r"(slab + i * 512 + lane * 16) : "memory");
+    for (int i = 0; i < W::kBits / 4; ++i) {
+      uint4 v = shared_at<uint4>(slab + i * 512 + lane * 16);
+      words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+    }
     uint32_t at = slab + W::kCodes + (lane >> 2) * (W::kScales / 8);
 #pragma unroll
     for (int i = 0; i < W::kScales / 32; ++i) {
-      uint32_t two;
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(two) : "r"(at + 4 * i) : "memory");
+      uint32_t two = shared_at<uint32_t>(at + 4 * i);
       float2 both = __half22float2(*reinterpret_cast<__half2 *>(&two));
       float *to = i < W::kBlocks ? scale[i] : add[i - W::kBlocks];
       to[0] = both.x, to[1] = both.y;

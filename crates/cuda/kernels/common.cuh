@@ -55,6 +55,11 @@ static __device__ inline uint32_t smem_address(const void *p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// What lies at such an address.
+template <typename V> static __device__ inline V shared_at(uint32_t address) {
+  return *static_cast<const V *>(__cvta_shared_to_generic(address));
+}
+
 // The kernel after this one may start: it fetches weights and then waits in `wait_for_inputs`.
 static __device__ inline void let_next_start() {
 #if HAS_BULK
@@ -74,6 +79,14 @@ static __device__ inline void barrier_init(uint32_t bar, uint32_t count) {
 static __device__ inline void barrier_arrive(uint32_t bar) {
   asm volatile("{ .reg .b64 s; mbarrier.arrive.shared.b64 s, [%0]; }" ::"r"(bar) : "memory");
 }
+// Has it been passed? Does not wait.
+static __device__ inline bool barrier_test(uint32_t bar, uint32_t parity) {
+  uint32_t done = 0;
+  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+  return done;
+}
+
 static __device__ inline void barrier_wait(uint32_t bar, uint32_t parity) {
 #if HAS_BULK
   asm volatile("{\n .reg .pred p;\n"
@@ -81,11 +94,7 @@ static __device__ inline void barrier_wait(uint32_t bar, uint32_t parity) {
                " @p bra D;\n bra W;\nD:\n}" ::"r"(bar), "r"(parity) : "memory");
 #else
   // The older form wants the state of an arrival; parity comes with PTX 7.1.
-  uint32_t done = 0;
-  while (!done) {
-    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2;"
-                 " selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-  }
+  while (!barrier_test(bar, parity)) continue;
 #endif
 }
 
@@ -165,18 +174,19 @@ static __device__ inline uint64_t policy_evict_last() {
   return policy;
 }
 
+// Not volatile, and shared memory is read by plain loads: so that independent products overlap.
 template <typename T>
 static __device__ inline void mma(float *c, const uint32_t *a, const uint32_t *b);
 template <>
 __device__ inline void mma<bf16>(float *c, const uint32_t *a, const uint32_t *b) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},"
                "{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 template <>
 __device__ inline void mma<f16>(float *c, const uint32_t *a, const uint32_t *b) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},"
                "{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -203,8 +213,8 @@ static __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// How keys and values are stored.
-enum KvKind { KV_SAME = 0, KV_E5M2 = 1, KV_E4M3 = 2 };
+// How keys and values are stored; as a parameter of templates, KV_ANY: known at run time.
+enum KvKind { KV_ANY = -1, KV_SAME = 0, KV_E5M2 = 1, KV_E4M3 = 2 };
 
 // Two fp8 numbers as two of type T.
 template <typename T> static __device__ inline uint32_t widen2(uint16_t two, int kind) {

@@ -9,7 +9,6 @@ struct GemmParams {
   const char *input;    // tiles [tokens / 64][k_tiles]
   const float *squares; // [square_tiles][square_stride] sums of squares of the inputs, or null
   int k_tiles, row_tiles, tokens, stages, epilogue;
-  int near; // tiles (skinny: places) beyond the ring that are asked for before the inputs are there
   int square_tiles, square_stride;
   float inv_width, eps;
   // ADD_RESIDUAL

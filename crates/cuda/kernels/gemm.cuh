@@ -156,15 +156,7 @@ static __device__ inline void gemm(const GemmParams &p) {
     int ahead = min(stages, count);
     if (first < items)
       for (int k = 0; k < ahead; ++k) fetch_weight(first, k, k);
-#if HAS_BULK
-    // What comes after the ring is at least brought nearer meanwhile.
-    if (first < items && token_tiles == 1 && lane == 0)
-      for (int k = ahead; k < min(count, ahead + p.near); ++k)
-        for (int r = 0; r < min(RT, p.row_tiles - first * RT); ++r)
-          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
-                           p.weight + ((size_t)(first * RT + r) * p.k_tiles + k0 + k) * kTile), "r"(kTile) : "memory");
     __syncwarp();
-#endif
     wait_for_inputs();
     if (first < items)
       for (int k = 0; k < ahead; ++k) fetch_input(first, k, k);

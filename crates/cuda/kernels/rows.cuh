@@ -50,6 +50,7 @@ struct RowsParams {
   const int *rows;        // which tokens' outputs are wanted
   void *gathered;
   float *gathered_squares;
+  uint32_t *met;          // `layers.cuh`'s count, which starts each step at zero
 };
 
 // grid: (tokens)
@@ -58,6 +59,7 @@ template <typename T> static __device__ inline void embed(const RowsParams &p) {
   wait_for_inputs();
   let_next_start();
   int token = blockIdx.x, lane = threadIdx.x & 31;
+  if (token == 0 && threadIdx.x == 0) *p.met = 0;
   int id = p.tokens[token];
   if (id < 0) id = p.last[-1 - id];
   for (int tile = threadIdx.x >> 5; tile < p.next_tiles; tile += blockDim.x >> 5) {

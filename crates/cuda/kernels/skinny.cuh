@@ -1,12 +1,12 @@
-// Products for up to eight tokens. A block computes 16 weight rows over all columns, item after item: its
-// eight warps each have every eighth pair of tiles of columns and a ring of their own, which they
-// fill by themselves, and meet in shared memory in a fixed order. Weights are asked for before the
-// inputs are there; the activations come straight into registers.
+// Products for few tokens, eight or N times eight. A block computes 16 weight rows over all columns, item
+// after item: its eight warps each have every eighth group of tiles of columns and a ring of their own, which
+// they fill by themselves, and their sums meet in shared memory in a fixed order. Weights are asked for before
+// the inputs are there; the activations come straight into registers.
 #pragma once
 #include "gemm.cuh"
 
 #define SKINNY_STRIDE 20
-#define SKINNY_TOKENS 8
+#define SKINNY_WARPS 8
 
 // What the end of an item needs, loaded before its products.
 struct Ahead { float2 a, b; int place; };
@@ -93,238 +93,297 @@ static __device__ inline void end_logits(const GemmParams &p, int token, int row
   if (row + 1 < p.vocab && v.y > best) best = v.y, index = row + 1;
 }
 
-// A warp's share of a pair of tiles: two slabs of codes, with their scales behind all codes.
-template <typename W> struct Share {
-  static constexpr int kDepth = W::kBits == 4 ? 6 : 4; // places of a warp's ring
-  static constexpr int kBytes = 2 * W::kBytes;
-  static constexpr int kTileBytes = 4 * W::kBytes;     // from one tile of columns to the next
+// A warp's share of a group of TILES tiles of codes: slabs with their scales behind all codes.
+template <typename W, int TILES> struct Share {
+  static constexpr int kTiles = TILES;
   static constexpr int kSlabBytes = W::kBytes;
-  // Activations of a lane: token lane / 4, columns as in the first operand's fragments.
-  struct Inputs { uint32_t at[2][4][2]; };
+  static constexpr int kBytes = TILES * kSlabBytes;
+  static constexpr int kTileBytes = 4 * kSlabBytes;     // from one tile of columns to the next
+  // Activations of a lane for one tile: token lane / 4 of eight, columns as in the first operand's fragments.
+  struct Inputs { uint32_t at[4][2]; };
 
-  static __device__ inline void load_inputs(Inputs &to, const char *from, int tiles, bool real, int lane) {
+  static __device__ inline void load_inputs(Inputs &to, const char *tile, bool real, int lane) {
     int token = lane >> 2;
 #pragma unroll
-    for (int j = 0; j < 2; ++j)
+    for (int s = 0; s < 4; ++s)
 #pragma unroll
-      for (int s = 0; s < 4; ++s)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const char *at = from + j * 8192 + token * 128 + (((2 * s + h) ^ token) << 4) + (lane & 3) * 4;
-          to.at[j][s][h] = real && j < tiles ? *reinterpret_cast<const uint32_t *>(at) : 0;
-        }
+      for (int h = 0; h < 2; ++h) {
+        const char *at = tile + token * 128 + (((2 * s + h) ^ token) << 4) + (lane & 3) * 4;
+        to.at[s][h] = real ? *reinterpret_cast<const uint32_t *>(at) : 0;
+      }
   }
-  static __device__ inline void fetch(uint32_t to, const char *from, int tiles, int lane) {
-    constexpr int kPieces = W::kBytes / 16;
+  template <int N>
+  static __device__ inline void multiply(float (*acc)[8], const Inputs *b, uint32_t slab, uint32_t table, int lane) {
+    Codes<W> codes;
+    codes.load(slab, lane);
 #pragma unroll
-    for (int j = 0; j < 2; ++j)
+    for (int block = 0; block < W::kBlocks; ++block) {
+      float part[N][4], sums[N][4];
 #pragma unroll
-      for (int i = 0; i < kPieces; i += 32)
-        if (j < tiles && (i + 32 <= kPieces || i + lane < kPieces))
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + j * W::kBytes + (i + lane) * 16),
-                       "l"(from + j * kTileBytes + (i + lane) * 16) : "memory");
-  }
-  static __device__ inline void multiply(float *acc, const Inputs &b, uint32_t at, int tiles, uint32_t table, int lane) {
+      for (int n = 0; n < N; ++n)
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (j >= tiles) break;
-      Codes<W> codes;
-      codes.load(at + j * W::kBytes, lane);
+        for (int c = 0; c < 4; ++c) part[n][c] = sums[n][c] = 0;
 #pragma unroll
-      for (int block = 0; block < W::kBlocks; ++block) {
-        float part[4] = {0, 0, 0, 0}, sums[4] = {0, 0, 0, 0};
+      for (int s = block * 4 / W::kBlocks; s < (block + 1) * 4 / W::kBlocks; ++s) {
+        uint32_t a[4];
+        codes.widen(s, table, a);
 #pragma unroll
-        for (int s = block * 4 / W::kBlocks; s < (block + 1) * 4 / W::kBlocks; ++s) {
-          uint32_t a[4];
-          codes.widen(s, table, a);
-          mma<bf16>(part, a, b.at[j][s]);
+        for (int n = 0; n < N; ++n) {
+          mma<bf16>(part[n], a, b[n].at[s]);
           if (W::kMin) {
             // What is added to each weight: once for each column's sum of inputs.
             const uint32_t ones[4] = {0x3F803F80u, 0x3F803F80u, 0x3F803F80u, 0x3F803F80u};
-            mma<bf16>(sums, ones, b.at[j][s]);
+            mma<bf16>(sums[n], ones, b[n].at[s]);
           }
         }
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          acc[c] = fmaf(codes.scale[block][c >> 1], part[c], acc[c]);
-          if (W::kMin) acc[c] = fmaf(codes.add[block][c >> 1], sums[c], acc[c]);
+          acc[n][c] = fmaf(codes.scale[block][c >> 1], part[n][c], acc[n][c]);
+          if (W::kMin) acc[n][c] = fmaf(codes.add[block][c >> 1], sums[n][c], acc[n][c]);
         }
-      }
     }
   }
 };
 
 // The same of bf16: 16 of a tile's 64 rows. Columns are taken in another order, the same on both sides,
 // so that 16 bytes are two fragments.
-template <> struct Share<Plain> {
-  static constexpr int kDepth = 2; // three: 2 to 4 % slower
-  static constexpr int kBytes = 4096;
-  static constexpr int kTileBytes = 8192;
+template <int TILES> struct Share<Plain, TILES> {
+  static constexpr int kTiles = TILES;
   static constexpr int kSlabBytes = 2048;
-  struct Inputs { uint4 at[2][2]; };
+  static constexpr int kBytes = TILES * kSlabBytes;
+  static constexpr int kTileBytes = 8192;
+  struct Inputs { uint4 at[2]; };
 
-  static __device__ inline void load_inputs(Inputs &to, const char *from, int tiles, bool real, int lane) {
+  static __device__ inline void load_inputs(Inputs &to, const char *tile, bool real, int lane) {
     int token = lane >> 2, q = lane & 3;
 #pragma unroll
-    for (int j = 0; j < 2; ++j)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const char *at = from + j * 8192 + token * 128 + (((q + 4 * h) ^ token) << 4);
-        to.at[j][h] = real && j < tiles ? *reinterpret_cast<const uint4 *>(at) : make_uint4(0, 0, 0, 0);
-      }
+    for (int h = 0; h < 2; ++h) {
+      const char *at = tile + token * 128 + (((q + 4 * h) ^ token) << 4);
+      to.at[h] = real ? *reinterpret_cast<const uint4 *>(at) : make_uint4(0, 0, 0, 0);
+    }
   }
-  static __device__ inline void fetch(uint32_t to, const char *from, int tiles, int lane) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j)
-      if (j < tiles)
-#pragma unroll
-        for (int c = 0; c < 4; ++c)
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + lane * 16 + j * 2048 + c * 512),
-                       "l"(from + lane * 16 + j * 8192 + c * 512) : "memory");
-  }
-  static __device__ inline void multiply(float *acc, const Inputs &b, uint32_t base, int tiles, uint32_t, int lane) {
+  template <int N>
+  static __device__ inline void multiply(float (*acc)[8], const Inputs *b, uint32_t slab, uint32_t, int lane) {
     int g = lane >> 2, q = lane & 3;
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (j >= tiles) break;
+    for (int h = 0; h < 2; ++h) {
+      uint32_t at = slab + g * 128 + (((q + 4 * h) ^ g) << 4);
+      uint4 x = shared_at<uint4>(at), y = shared_at<uint4>(at + 1024);
+      uint32_t a0[4] = {x.x, y.x, x.y, y.y}, a1[4] = {x.z, y.z, x.w, y.w};
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        uint32_t at = base + j * 2048 + g * 128 + (((q + 4 * h) ^ g) << 4);
-        uint4 x, y;
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(y.x), "=r"(y.y), "=r"(y.z), "=r"(y.w) : "r"(at + 1024) : "memory");
-        uint32_t a0[4] = {x.x, y.x, x.y, y.y}, a1[4] = {x.z, y.z, x.w, y.w};
-        uint4 v = b.at[j][h];
+      for (int n = 0; n < N; ++n) {
+        uint4 v = b[n].at[h];
         uint32_t b0[2] = {v.x, v.y}, b1[2] = {v.z, v.w};
-        mma<bf16>(acc, a0, b0);
-        mma<bf16>(acc + 4, a1, b1);
+        mma<bf16>(acc[n], a0, b0);
+        mma<bf16>(acc[n] + 4, a1, b1);
       }
     }
   }
 };
 
-// Shared memory: the warps' rings, their sums, the norms' factors, a table.
-template <typename T, typename W>
-static __device__ inline void skinny(const GemmParams &p) {
-  typedef Share<W> S;
-  constexpr int kDepth = S::kDepth, kSum = SKINNY_TOKENS * SKINNY_STRIDE;
-  extern __shared__ __align__(1024) char smem[];
-  float *red = reinterpret_cast<float *>(smem + 8 * kDepth * S::kBytes); // [8 warps][tokens][rows]
-  float *scale = red + 8 * kSum;
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  [[maybe_unused]] uint32_t table = smem_address(scale + SKINNY_TOKENS) + lane * 4;
+// Which groups of TILES tiles of a product a warp multiplies, in order: every eighth of each item of its block.
+template <int TILES> struct Walk {
+  int k_tiles, per_item, items, step, item, group;
 
-  let_next_start();
-  int items = p.row_tiles * 4, first = blockIdx.x, step = gridDim.x;
-  int per_item = (p.k_tiles + 1) / 2;
-  int mine = first < items ? (items - first + step - 1) / step : 0, total = mine * per_item;
+  __device__ void start(int row_tiles, int columns, int first, int blocks, int warp) {
+    k_tiles = columns, per_item = (columns + TILES - 1) / TILES;
+    items = row_tiles * 4, step = blocks, item = first, group = warp;
+    settle();
+  }
+  __device__ void settle() {
+    while (group >= per_item && item < items) group -= per_item, item += step;
+  }
+  __device__ bool more() const { return item < items; }
+  __device__ void advance() {
+    group += SKINNY_WARPS;
+    settle();
+  }
+  // Tiles of the matrix before this group's row of tiles and columns.
+  __device__ int tile() const { return (item >> 2) * k_tiles + group * TILES; }
+};
 
-  // Each warp keeps its own places full, which come in turn.
-  uint32_t ring = smem_address(smem) + warp * kDepth * S::kBytes;
-  auto weights = [&](int i, int &tiles) {
-    int n = i / per_item, item = first + n * step, k = (i - n * per_item) * 2;
-    tiles = min(2, p.k_tiles - k);
-    return p.weight + ((size_t)(item >> 2) * p.k_tiles + k) * S::kTileBytes + (item & 3) * S::kSlabBytes;
-  };
-  auto refill = [&](int i, int place) {
-    int tiles;
-    if (i < total) {
-      const char *from = weights(i, tiles);
-      S::fetch(ring + place * S::kBytes, from, tiles, lane);
+// A warp's ring in shared memory, filled by 16-byte copies of its lanes, behind which later loads of the same
+// multiprocessor queue.
+template <typename S, int DEPTH> struct CopyRing {
+  static constexpr int kBytes = DEPTH * S::kBytes;
+  uint32_t base;
+  int place; // the one that is multiplied next
+
+  __device__ void start(uint32_t at) { base = at, place = 0; }
+  __device__ uint32_t at(int which) const { return base + which * S::kBytes; }
+  // Called once for each place that became free, also if nothing is left to fetch.
+  __device__ void fill(Walk<S::kTiles> &walk, int to, const char *weight, int lane) const {
+    if (walk.more()) {
+      const char *from = weight + (size_t)walk.tile() * S::kTileBytes + (walk.item & 3) * S::kSlabBytes;
+      constexpr int kPieces = S::kSlabBytes / 16;
+#pragma unroll
+      for (int j = 0; j < S::kTiles; ++j)
+#pragma unroll
+        for (int i = 0; i < kPieces; i += 32)
+          if (i + 32 <= kPieces || i + lane < kPieces) {
+            // What lies beyond the last column meets inputs of zero, but must be finite.
+            int tile = min(j, walk.k_tiles - 1 - walk.group * S::kTiles);
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at(to) + j * S::kSlabBytes + (i + lane) * 16),
+                         "l"(from + tile * S::kTileBytes + (i + lane) * 16) : "memory");
+          }
+      walk.advance();
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
-  };
-  for (int d = 0; d < kDepth; ++d) refill(warp + 8 * d, d);
-#if HAS_BULK
-  // What comes after the ring is at least brought nearer meanwhile.
-  if (lane < 2 * p.near) {
-    int i = warp + 8 * (kDepth + (lane >> 1)), tiles;
-    if (i < total) {
-      const char *from = weights(i, tiles) + (lane & 1) * S::kTileBytes;
-      if ((lane & 1) < tiles)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(S::kSlabBytes) : "memory");
+  }
+  __device__ void wait() const {
+    asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+    __syncwarp();
+  }
+  __device__ void turn() {
+    if (++place == DEPTH) place = 0;
+  }
+};
+
+// The sums of an item are 2 N warps' to finish, which take turns with the others, so that what they load and
+// store overlaps with products. Floats of shared memory: an item's sums, and those of all turns.
+template <int N> struct Sums {
+  static constexpr int kFinishers = 2 * N, kTurns = SKINNY_WARPS / kFinishers;
+  static constexpr int kWarp = 8 * N * SKINNY_STRIDE, kItem = SKINNY_WARPS * kWarp;
+  static constexpr int kItems = kTurns > 2 ? kTurns : 2, kFloats = kItems * kItem;
+};
+// Named barriers: for the sums of an item in turns, and for those who finish it.
+#define SUMS_READY 4
+#define SUMS_READ 8
+
+// The products of all items of a block. The ring holds the first groups; `refill` puts the next one (of this
+// product or of a later one) into the place that became free. `sums` has room for `Sums::kFloats`, `scale` for
+// 8 N factors of norms.
+template <typename T, typename S, int N, typename Ring, typename Refill>
+static __device__ inline void multiply_items(const GemmParams &p, int first, int step, Ring &ring, float *sums,
+                                             float *scale, uint32_t table, Refill refill) {
+  constexpr int kFinishers = Sums<N>::kFinishers, kTurns = Sums<N>::kTurns;
+  // Inputs of the next group wait in registers too, if there is room.
+  constexpr int kSets = N > 1 ? 1 : 2;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  // The parameters may lie in shared memory: what the loops need, once.
+  const char *input = p.input;
+  const float *squares = p.squares;
+  __builtin_assume(__isGlobal(input));
+  int k_tiles = p.k_tiles, tokens = p.tokens;
+  int per_item = (k_tiles + S::kTiles - 1) / S::kTiles, items = p.row_tiles * 4;
+  int mine = first < items ? (items - first + step - 1) / step : 0, total = mine * per_item;
+  // Warps whose groups lie at the same columns in each item keep the inputs.
+  bool keep = SKINNY_WARPS % per_item == 0;
+  typename S::Inputs inputs[kSets][S::kTiles][N];
+  // The `i`-th group's, `group` of its item.
+  auto load = [&](int set, int i, int group) {
+#pragma unroll
+    for (int j = 0; j < S::kTiles; ++j) {
+      int k = group * S::kTiles + j;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        S::load_inputs(inputs[set][j][n], input + (size_t)k * 8192 + n * 1024,
+                       i < total && k < k_tiles && (lane >> 2) + n * 8 < tokens, lane);
     }
-  }
-#endif
-  if (W::kTable > 0) {
-    fill_nf4_table(reinterpret_cast<char *>(scale + SKINNY_TOKENS), warp, 8, lane);
-    consumers_sync();
-  }
-  wait_for_inputs();
-  auto load = [&](typename S::Inputs &to, int i) {
-    int k = i % per_item * 2;
-    S::load_inputs(to, p.input + (size_t)k * 8192, p.k_tiles - k, i < total && (lane >> 2) < p.tokens, lane);
   };
-  typename S::Inputs even, odd;
-  load(even, warp);
-  load(odd, warp + 8);
-  // The sums of an item are two warps' to finish: in turns, so that what they load overlaps.
-  int finisher = warp / 2, token = ((warp % 2) * 32 + lane) >> 3, pair = lane & 7;
+  int ahead_group = warp;
+  auto step_ahead = [&] {
+    while (ahead_group >= per_item) ahead_group -= per_item;
+  };
+  step_ahead();
+  load(0, warp, ahead_group);
+  if (kSets > 1 && !keep) {
+    ahead_group += SKINNY_WARPS;
+    step_ahead();
+    load(kSets - 1, warp + SKINNY_WARPS, ahead_group);
+  }
+  int finisher = warp / kFinishers, token = ((warp % kFinishers) * 32 + lane) >> 3, pair = lane & 7;
   Ahead ahead;
   if (finisher == 0) ahead = look_ahead<T>(p, token, first * 16 + pair * 2);
-  if (warp < p.tokens) {
-    float sum = 0;
-    if (p.squares) {
+  // The norms' factors: asked for now, needed when the first item ends.
+  float square[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    square[n] = 0;
+    int t = warp + n * SKINNY_WARPS;
+    if (squares && t < tokens)
 #pragma unroll 4
-      for (int i = lane; i < p.square_tiles; i += 32) sum += p.squares[i * p.square_stride + warp];
-      sum = warp_sum(sum);
-    }
-    if (lane == 0) scale[warp] = p.squares ? rsqrtf(sum * p.inv_width + p.eps) : 1.f;
+      for (int i = lane; i < p.square_tiles; i += 32) square[n] += squares[i * p.square_stride + t];
   }
 
   float best = -INFINITY;
-  int index = 0x7FFFFFFF, place = 0, i = warp;
-  bool flip = false;
+  int index = 0x7FFFFFFF, i = warp, turn = 0, of_item = 0;
   for (int n = 0; n < mine; ++n) {
     int item = first + n * step, end = (n + 1) * per_item;
-    bool finish = finisher == n % 4;
+    bool finish = finisher == turn;
     if (finish && n > 0) ahead = look_ahead<T>(p, token, item * 16 + pair * 2);
-    float acc[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    for (; i < end; i += 8) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(kDepth - 1) : "memory");
-      __syncwarp();
-      int tiles = p.k_tiles - (i - n * per_item) * 2;
-      if (!flip) {
-        S::multiply(acc, even, ring + place * S::kBytes, tiles, table, lane);
-        load(even, i + 16);
-      } else {
-        S::multiply(acc, odd, ring + place * S::kBytes, tiles, table, lane);
-        load(odd, i + 16);
-      }
-      flip = !flip;
-      __syncwarp();
-      refill(i + 8 * kDepth, place);
-      if (++place == kDepth) place = 0;
-    }
-    float *to = red + warp * kSum + (lane & 3) * 2 * SKINNY_STRIDE + (lane >> 2);
-    to[0] = acc[0] + acc[4];
-    to[SKINNY_STRIDE] = acc[1] + acc[5];
-    to[8] = acc[2] + acc[6];
-    to[SKINNY_STRIDE + 8] = acc[3] + acc[7];
-    consumers_sync();
-    float2 v = make_float2(0, 0);
-    if (finish) {
+    float acc[N][8];
 #pragma unroll
-      for (int w = 0; w < 8; ++w) {
-        float2 x = *reinterpret_cast<const float2 *>(red + w * kSum + token * SKINNY_STRIDE + pair * 2);
-        v.x += x.x;
-        v.y += x.y;
+    for (int m = 0; m < N; ++m)
+#pragma unroll
+      for (int c = 0; c < 8; ++c) acc[m][c] = 0;
+    for (; i < end; i += SKINNY_WARPS) {
+      ring.wait();
+      uint32_t at = ring.at(ring.place);
+      // Without branches in between, and once in the code: few warps must find enough to do, and what they do
+      // must stay in the cache of instructions.
+#pragma unroll
+      for (int j = 0; j < S::kTiles; ++j)
+        S::template multiply<N>(acc, inputs[0][j], at + j * S::kSlabBytes, table, lane);
+      if (!keep) {
+        if (kSets > 1) {
+#pragma unroll
+          for (int j = 0; j < S::kTiles; ++j)
+#pragma unroll
+            for (int m = 0; m < N; ++m) inputs[0][j][m] = inputs[kSets - 1][j][m];
+        }
+        ahead_group += SKINNY_WARPS;
+        step_ahead();
+        load(kSets - 1, i + kSets * SKINNY_WARPS, ahead_group);
       }
-      float s = token < p.tokens ? scale[token] : 0.f;
-      v.x *= s;
-      v.y *= s;
+      __syncwarp();
+      refill(ring.place);
+      ring.turn();
     }
-    if (n + 1 < mine || p.epilogue == LOGITS) consumers_sync();
+    float *here = sums + of_item * Sums<N>::kItem;
+#pragma unroll
+    for (int m = 0; m < N; ++m) {
+      float *to = here + warp * Sums<N>::kWarp + (m * 8 + (lane & 3) * 2) * SKINNY_STRIDE + (lane >> 2);
+      to[0] = acc[m][0] + acc[m][4];
+      to[SKINNY_STRIDE] = acc[m][1] + acc[m][5];
+      to[8] = acc[m][2] + acc[m][6];
+      to[SKINNY_STRIDE + 8] = acc[m][3] + acc[m][7];
+    }
+    if (n == 0) {
+#pragma unroll
+      for (int m = 0; m < N; ++m) {
+        float sum = warp_sum(square[m]);
+        if (lane == 0) scale[warp + m * SKINNY_WARPS] = squares ? rsqrtf(sum * p.inv_width + p.eps) : 1.f;
+      }
+    }
+    // Only those who finish wait for all others. Between two uses of a place of the sums each warp has waited
+    // once, for warps that came from finishing what was there.
+    if (finish) asm volatile("bar.sync %0, 256;" ::"r"(SUMS_READY + turn) : "memory");
+    else asm volatile("bar.arrive %0, 256;" ::"r"(SUMS_READY + turn) : "memory");
+    if (++of_item == Sums<N>::kItems) of_item = 0;
+    if (++turn == kTurns) turn = 0;
     if (!finish) continue;
+    float2 v = make_float2(0, 0);
+#pragma unroll
+    for (int w = 0; w < SKINNY_WARPS; ++w) {
+      const float *from = here + w * Sums<N>::kWarp + token * SKINNY_STRIDE + pair * 2;
+      float2 x = *reinterpret_cast<const float2 *>(from);
+      v.x += x.x;
+      v.y += x.y;
+    }
+    if (kTurns > 1) asm volatile("bar.sync %0, %1;" ::"r"(SUMS_READ + finisher), "n"(kFinishers * 32) : "memory");
+    float s = token < tokens ? scale[token] : 0.f;
+    v.x *= s;
+    v.y *= s;
     int row = item * 16 + pair * 2;
     if (p.epilogue == STORE_QKV) end_qkv<T>(p, token, row, v, ahead);
     else if (p.epilogue == ADD_RESIDUAL) end_residual<T>(p, token, row, item, v, ahead);
     else if (p.epilogue == GATE) end_gate<T>(p, token, item, v);
     else end_logits(p, token, row, v, best, index);
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
   if (p.epilogue != LOGITS) return;
   // One best of the whole block for each token.
 #pragma unroll
@@ -333,21 +392,54 @@ static __device__ inline void skinny(const GemmParams &p) {
     int there = __shfl_xor_sync(~0u, index, s);
     if (other > best || (other == best && there < index)) best = other, index = there;
   }
-  int *indices = reinterpret_cast<int *>(red + 64);
+  consumers_sync();
+  int *indices = reinterpret_cast<int *>(sums + kTurns * 8 * N);
   if (pair == 0) {
-    red[finisher * SKINNY_TOKENS + token] = best;
-    indices[finisher * SKINNY_TOKENS + token] = index;
+    sums[finisher * 8 * N + token] = best;
+    indices[finisher * 8 * N + token] = index;
   }
   consumers_sync();
   int t = threadIdx.x;
-  if (t >= SKINNY_TOKENS || t >= p.tokens) return;
-  for (int f = 0; f < 4; ++f) {
-    float other = red[f * SKINNY_TOKENS + t];
-    int there = indices[f * SKINNY_TOKENS + t];
+  if (t >= 8 * N || t >= p.tokens) return;
+  for (int f = 0; f < kTurns; ++f) {
+    float other = sums[f * 8 * N + t];
+    int there = indices[f * 8 * N + t];
     if (f == 0 || other > best || (other == best && there < index)) best = other, index = there;
   }
   p.best_value[(size_t)t * gridDim.x + blockIdx.x] = best;
   p.best_index[(size_t)t * gridDim.x + blockIdx.x] = index;
+}
+
+// Places of a warp's ring, of two tiles, in the kernel of one product, of which two share a multiprocessor.
+// Three places of bf16: 2 to 4 % slower.
+template <typename W> struct Depth { static constexpr int value = W::kBits == 4 ? 6 : 4; };
+template <> struct Depth<Plain> { static constexpr int value = 2; };
+
+// Shared memory: the warps' rings, their sums, the norms' factors, a table.
+template <typename T, typename W>
+static __device__ inline void skinny(const GemmParams &p) {
+  typedef Share<W, 2> S;
+  constexpr int kDepth = Depth<W>::value;
+  extern __shared__ __align__(1024) char smem[];
+  float *sums = reinterpret_cast<float *>(smem + SKINNY_WARPS * kDepth * S::kBytes);
+  float *scale = sums + Sums<1>::kFloats;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  [[maybe_unused]] uint32_t table = smem_address(scale + 8) + lane * 4;
+
+  let_next_start();
+  Walk<2> walk;
+  walk.start(p.row_tiles, p.k_tiles, blockIdx.x, gridDim.x, warp);
+  CopyRing<S, kDepth> ring;
+  ring.start(smem_address(smem) + warp * ring.kBytes);
+  auto refill = [&](int place) { ring.fill(walk, place, p.weight, lane); };
+  for (int d = 0; d < kDepth; ++d) refill(d);
+  if (W::kTable > 0) {
+    fill_nf4_table(reinterpret_cast<char *>(scale + 8), warp, SKINNY_WARPS, lane);
+    consumers_sync();
+  }
+  wait_for_inputs();
+  multiply_items<T, S, 1>(p, blockIdx.x, gridDim.x, ring, sums, scale, table, refill);
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 #define SKINNY(NAME, W)                                                                            \

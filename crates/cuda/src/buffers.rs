@@ -4,6 +4,7 @@
 use powerband_model::ModelSpec;
 
 use crate::options::CudaOptions;
+use crate::params::LayerParams;
 use crate::step::StepLayout;
 
 /// Hands out addresses one after the other.
@@ -61,6 +62,9 @@ pub(crate) struct Buffers {
     pub last: u64,
     pub turn: u64,
     pub done: u64,
+    /// `LayerParams` of all layers, and how often blocks have met.
+    pub layers: u64,
+    pub met: u64,
     pub step: u64,
     pub end: u64,
 }
@@ -111,6 +115,8 @@ impl Buffers {
             last: take(slots * 4),
             turn: take(4),
             done: take(4),
+            layers: take(spec.num_layers * size_of::<LayerParams>()),
+            met: take(4),
             step: take(layout.bytes),
             end: 0,
         };

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 mod memory;
+mod tensor_map;
 
 pub(crate) use memory::{DeviceMemory, HostMemory};
+pub(crate) use tensor_map::TensorMap;
 
 /// A call of the driver failed.
 #[derive(Debug, Clone, thiserror::Error)]

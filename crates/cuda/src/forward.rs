@@ -1,21 +1,24 @@
-//! One step, kernel by kernel: five to a layer.
+//! One step: few tokens in one kernel for all layers, others kernel by kernel, five to a layer.
 
 use std::collections::HashMap;
 
 use powerband_engine::{EngineError, KvCacheDtype};
-use powerband_model::spec::{Activation, ModelSpec};
+use powerband_model::spec::ModelSpec;
 
-use crate::buffers::{Buffers, splits};
+use crate::buffers::{Buffers, SQUARE_PARTS, splits};
 use crate::driver::{DriverError, Kernel, Module, Shape, Stream};
 use crate::formats::Format;
 use crate::gemm::{Gemms, Product};
+use crate::layers::Layers;
 use crate::model::{Layer, Model, gate_up_rows};
 use crate::options::kv_kind;
 use crate::params::{
-    ADD_RESIDUAL, AttentionParams, GATE, GemmParams, HeadsParams, LOGITS, RowResult, RowsParams,
-    STORE_QKV, SampleParams, StepParams,
+    AttentionParams, GemmParams, HeadsParams, LOGITS, RowResult, RowsParams, SampleParams,
+    StepParams,
 };
-use crate::step::{BLOCK_SIZE, DECODING_AT, Part, ROWS_AT, StepLayout, StepSize};
+use crate::step::{Part, ROWS_AT, StepLayout, StepSize};
+
+mod layer_params;
 
 /// Steps that the host's memory holds: two in flight, one being written, one spare.
 pub(crate) const RING: usize = 4;
@@ -54,6 +57,8 @@ pub(crate) struct Forward {
     pub results: u64,
     pub results_stride: usize,
     pub gemms: Gemms,
+    /// All layers as one kernel, where that is possible.
+    pub layers: Option<Layers>,
     kernels: Kernels,
     /// Plans to use in place of the estimate's, by tiles of rows and columns and tokens.
     pub overrides: HashMap<(usize, usize, usize), (usize, usize)>,
@@ -69,16 +74,6 @@ pub(crate) const KIND_DOWN: u32 = 8;
 pub(crate) const KIND_HEAD: u32 = 16;
 pub(crate) const KIND_ATTENTION: u32 = 32;
 pub(crate) const KIND_ROWS: u32 = 64;
-
-/// One of the products of a step.
-#[derive(Debug, Clone, Copy)]
-struct Matrix {
-    kind: u32,
-    format: Format,
-    weight: u64,
-    rows: usize,
-    cols: usize,
-}
 
 /// What a [`Forward`] is made of.
 pub(crate) struct Parts {
@@ -98,7 +93,7 @@ impl Forward {
         let columns = columns(spec);
         let (kind, head) = (kv_kind(parts.cache.dtype), spec.head_dim);
         let kernel = |name: &str| module.kernel(name, 0);
-        Ok(Self {
+        let mut this = Self {
             kernels: Kernels {
                 take_step: kernel("take_step")?,
                 embed: kernel("embed_bf16")?,
@@ -109,6 +104,7 @@ impl Forward {
                 sample: kernel("sample_rows")?,
             },
             gemms: Gemms::new(&stream.device, module)?,
+            layers: None,
             model: parts.model,
             buffers: parts.buffers,
             layout: parts.layout,
@@ -119,7 +115,29 @@ impl Forward {
             results_stride: parts.results_stride,
             overrides: HashMap::new(),
             skip: 0,
-        })
+        };
+        let params: Vec<_> = (0..this.model.layers.len())
+            .map(|number| this.layer_params(number, SQUARE_PARTS, 1))
+            .collect();
+        Layers::upload(stream, &this.buffers, &params)?;
+        this.layers = Layers::new(&stream.device, module, &this.model, &this.buffers, &params)?;
+        Ok(this)
+    }
+
+    /// The kernel for all layers, if it computes a step of that size.
+    fn as_one(&self, size: StepSize) -> Option<&Layers> {
+        let layers = self.layers.as_ref()?;
+        let decodes = size.tiles == 0 && size.decoding == size.tokens && size.all_sampled;
+        let whole = self.skip & !KIND_ROWS == 0;
+        (decodes && whole && layers.takes(size.tokens)).then_some(layers)
+    }
+
+    /// Sums of squares that a step keeps for 64 columns.
+    fn square_parts(&self, size: StepSize) -> usize {
+        match size.tokens <= self.gemms.skinny || self.as_one(size).is_some() {
+            true => SQUARE_PARTS,
+            false => 1,
+        }
     }
 
     fn part(&self, part: Part) -> u64 {
@@ -134,8 +152,15 @@ impl Forward {
     pub fn launch(&self, stream: &Stream, size: StepSize) -> Result<(), EngineError> {
         let failed = |error: DriverError| EngineError::Executor(error.to_string());
         self.begin(stream, size).map_err(failed)?;
-        for (number, layer) in self.model.layers.iter().enumerate() {
-            self.layer(stream, size, number, layer)?;
+        match self.as_one(size) {
+            Some(layers) => layers
+                .launch(stream, size.tokens, self.splits(size))
+                .map_err(failed)?,
+            None => {
+                for (number, layer) in self.model.layers.iter().enumerate() {
+                    self.layer(stream, size, number, layer)?;
+                }
+            }
         }
         let bests = self.head(stream, size)?;
         self.sample(stream, size, bests).map_err(failed)
@@ -172,18 +197,13 @@ impl Forward {
             next_tiles: spec.hidden_size.div_ceil(64) as i32,
             square_stride: b.most_tokens as i32,
             scale: spec.embedding_scale,
-            square_parts: self.gemms.square_parts(size.tokens) as i32,
+            square_parts: self.square_parts(size) as i32,
             format: self.model.formats.embedding.id(),
             rows: self.part(Part::Rows),
             gathered: b.gathered,
             gathered_squares: b.gathered_squares,
+            met: b.met,
         }
-    }
-
-    fn layer_cache(&self, number: usize) -> u64 {
-        let element = self.cache.dtype.bytes();
-        let block = 2 * self.model.spec.kv_dim() * BLOCK_SIZE * element;
-        self.cache.at + (number * (self.cache.num_blocks + 1) * block) as u64
     }
 
     fn layer(
@@ -193,89 +213,21 @@ impl Forward {
         number: usize,
         layer: &Layer,
     ) -> Result<(), EngineError> {
-        let (spec, b) = (&self.model.spec, &self.buffers);
         let failed = |error: DriverError| EngineError::Executor(error.to_string());
-        let (d, q, kv) = (spec.hidden_size, spec.q_dim(), spec.kv_dim());
-        let cache = self.layer_cache(number);
-        let params = GemmParams {
-            input: b.next,
-            epilogue: STORE_QKV,
-            bias: layer.qkv_bias,
-            query: b.query,
-            raw: if spec.qk_norm { b.raw } else { 0 },
-            cache,
-            positions: self.part(Part::Positions),
-            places: self.part(Part::Places),
-            rope: self.model.rope,
-            q_dim: q as i32,
-            kv_dim: kv as i32,
-            head_dim: spec.head_dim as i32,
-            rotary: spec.rope.rotary_dim as i32,
-            kv_kind: kv_kind(self.cache.dtype),
-            ..self.normed(size)
-        };
-        let matrix = |kind, format, weight, rows, cols| Matrix {
-            kind,
-            format,
-            weight,
-            rows,
-            cols,
-        };
+        let params = self.layer_params(number, self.square_parts(size), self.splits(size));
+        let [qkv, output, gate_up, down] = params.products;
         let formats = &layer.formats;
-        let qkv = matrix(KIND_QKV, formats.qkv, layer.qkv, q + 2 * kv, d);
-        self.multiply(stream, size.tokens, qkv, params)?;
-        if spec.qk_norm {
-            self.norm_heads(stream, size, layer, cache)
+        self.multiply(stream, KIND_QKV, formats.qkv, size.tokens, qkv)?;
+        if self.model.spec.qk_norm {
+            self.norm_heads(stream, size, layer, qkv.cache)
                 .map_err(failed)?;
         }
-        self.attend(stream, size, number, cache).map_err(failed)?;
-
-        let following = self.model.layers.get(number + 1);
-        let after = following.map_or(self.model.final_norm, |next| next.attention_norm);
-        let residual = |input, next_norm| GemmParams {
-            input,
-            epilogue: ADD_RESIDUAL,
-            square_stride: b.most_tokens as i32,
-            hidden: b.hidden,
-            next: b.next,
-            next_norm,
-            squares_out: b.squares,
-            width: d as i32,
-            next_tiles: d.div_ceil(64) as i32,
-            ..GemmParams::default()
-        };
-        let params = residual(b.attended, layer.mlp_norm);
-        let output = matrix(KIND_OUTPUT, formats.output, layer.output, d, q);
-        self.multiply(stream, size.tokens, output, params)?;
-        let params = GemmParams {
-            input: b.next,
-            epilogue: GATE,
-            gated: b.gated,
-            gated_tiles: spec.intermediate_size.div_ceil(64) as i32,
-            gelu: i32::from(spec.activation == Activation::GeluTanh),
-            gated_width: spec.intermediate_size as i32,
-            ..self.normed(size)
-        };
-        let (rows, ff) = (gate_up_rows(spec), spec.intermediate_size);
-        let gate_up = matrix(KIND_GATE_UP, formats.gate_up, layer.gate_up, rows, d);
-        self.multiply(stream, size.tokens, gate_up, params)?;
-        let down = matrix(KIND_DOWN, formats.down, layer.down, d, ff);
-        self.multiply(stream, size.tokens, down, residual(b.gated, after))?;
+        self.attend(stream, size, &params.attention)
+            .map_err(failed)?;
+        self.multiply(stream, KIND_OUTPUT, formats.output, size.tokens, output)?;
+        self.multiply(stream, KIND_GATE_UP, formats.gate_up, size.tokens, gate_up)?;
+        self.multiply(stream, KIND_DOWN, formats.down, size.tokens, down)?;
         Ok(())
-    }
-
-    /// Parameters of a product whose input still lacks its norm's factor.
-    fn normed(&self, size: StepSize) -> GemmParams {
-        let spec = &self.model.spec;
-        GemmParams {
-            squares: self.buffers.squares,
-            square_tiles: (spec.hidden_size.div_ceil(64) * self.gemms.square_parts(size.tokens))
-                as i32,
-            square_stride: self.buffers.most_tokens as i32,
-            inv_width: 1.0 / spec.hidden_size as f32,
-            eps: spec.norm_eps,
-            ..GemmParams::default()
-        }
     }
 
     /// The size of a product, for measuring.
@@ -305,20 +257,22 @@ impl Forward {
         }
     }
 
+    /// Returns how many best tokens the head leaves for each row.
     fn multiply(
         &self,
         stream: &Stream,
+        kind: u32,
+        format: Format,
         tokens: usize,
-        matrix: Matrix,
         mut params: GemmParams,
     ) -> Result<usize, EngineError> {
-        if self.skip & matrix.kind != 0 {
+        if self.skip & kind != 0 {
             return Ok(0);
         }
         let product = Product {
-            format: matrix.format,
-            row_tiles: matrix.rows.div_ceil(64),
-            k_tiles: matrix.cols.div_ceil(64),
+            format,
+            row_tiles: params.row_tiles as usize,
+            k_tiles: params.k_tiles as usize,
             tokens,
         };
         let chosen = self
@@ -331,12 +285,8 @@ impl Forward {
             let reason = "a GPU with so little shared memory a block".to_owned();
             return Err(EngineError::Unsupported(reason));
         };
-        params.weight = matrix.weight;
-        params.k_tiles = product.k_tiles as i32;
-        params.row_tiles = product.row_tiles as i32;
         params.tokens = tokens as i32;
         params.stages = plan.stages;
-        params.near = plan.near;
         stream
             .launch(&plan.kernel, plan.shape, &params)
             .map_err(|error| EngineError::Executor(error.to_string()))?;
@@ -372,51 +322,31 @@ impl Forward {
         stream.launch(&self.kernels.norm_heads, shape, &params)
     }
 
+    /// Parts that share a sequence's context when a step of that size decodes.
+    fn splits(&self, size: StepSize) -> usize {
+        splits(&self.model.spec, size.decoding, self.max_model_len).min(self.buffers.most_splits)
+    }
+
     fn attend(
         &self,
         stream: &Stream,
         size: StepSize,
-        number: usize,
-        cache: u64,
+        params: &AttentionParams,
     ) -> Result<(), DriverError> {
         if self.skip & KIND_ATTENTION != 0 {
             return Ok(());
         }
-        let (spec, b) = (&self.model.spec, &self.buffers);
-        let window = match spec.is_sliding(number) {
-            true => spec.sliding_window.unwrap_or(0),
-            false => 0,
-        };
-        let splits = splits(spec, size.decoding, self.max_model_len).min(b.most_splits);
-        let params = AttentionParams {
-            query: b.query,
-            cache,
-            out: b.attended,
-            blocks: self.part(Part::Blocks),
-            sequences: self.part(Part::Sequences),
-            count: self.header(DECODING_AT),
-            tiles: self.part(Part::Tiles),
-            partial: b.partial,
-            arrived: b.arrived,
-            q_dim: spec.q_dim() as i32,
-            kv_dim: spec.kv_dim() as i32,
-            heads: spec.num_heads as i32,
-            out_tiles: spec.q_dim().div_ceil(64) as i32,
-            splits: splits as i32,
-            window: i32::try_from(window).unwrap_or(0),
-            kv_kind: kv_kind(self.cache.dtype),
-            scale: spec.attention_scale * std::f32::consts::LOG2_E,
-        };
+        let spec = &self.model.spec;
         if size.decoding > 0 {
-            let grid = (spec.num_kv_heads, size.decoding, splits);
+            let grid = (spec.num_kv_heads, size.decoding, params.splits as usize);
             // `DECODE_WARPS` in `attention.cuh`
             let wide = spec.head_dim * columns(spec) > 128;
             let threads = if wide { 128 } else { 256 };
-            stream.launch(&self.kernels.decode, Shape::of(grid, threads), &params)?;
+            stream.launch(&self.kernels.decode, Shape::of(grid, threads), params)?;
         }
         if size.tiles > 0 {
             let grid = (size.tiles, spec.num_kv_heads, 1);
-            stream.launch(&self.kernels.prompt, Shape::of(grid, 128), &params)?;
+            stream.launch(&self.kernels.prompt, Shape::of(grid, 128), params)?;
         }
         Ok(())
     }
@@ -428,6 +358,9 @@ impl Forward {
         }
         let (spec, b) = (&self.model.spec, &self.buffers);
         let mut params = GemmParams {
+            weight: self.model.head,
+            row_tiles: spec.vocab_size.div_ceil(64) as i32,
+            k_tiles: spec.hidden_size.div_ceil(64) as i32,
             input: b.next,
             epilogue: LOGITS,
             logits: b.logits,
@@ -436,7 +369,7 @@ impl Forward {
             best_index: b.best_index,
             vocab: spec.vocab_size as i32,
             softcap: spec.logit_softcap.unwrap_or(0.0),
-            ..self.normed(size)
+            ..self.normed(self.square_parts(size))
         };
         if !size.all_sampled {
             let shape = Shape::of((size.rows, 1, 1), 128);
@@ -446,14 +379,8 @@ impl Forward {
             params.input = b.gathered;
             params.squares = b.gathered_squares;
         }
-        let matrix = Matrix {
-            kind: KIND_HEAD,
-            format: self.model.formats.head,
-            weight: self.model.head,
-            rows: spec.vocab_size,
-            cols: spec.hidden_size,
-        };
-        self.multiply(stream, size.rows, matrix, params)
+        let format = self.model.formats.head;
+        self.multiply(stream, KIND_HEAD, format, size.rows, params)
     }
 
     fn sample(&self, stream: &Stream, size: StepSize, bests: usize) -> Result<(), DriverError> {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use crate::buffers::SQUARE_PARTS;
 use crate::driver::{Device, DriverError, Kernel, Module, Shape};
 use crate::formats::Format;
 
@@ -28,7 +27,7 @@ const SKINNY: usize = 0;
 /// Tokens that those kernels compute at most.
 const SKINNY_TOKENS: usize = 8;
 
-/// Places of a warp's ring in those kernels; `Share::kDepth` in `skinny.cuh`.
+/// Places of a warp's ring in those kernels; `Depth` in `skinny.cuh`.
 fn skinny_depth(format: Format) -> usize {
     match format {
         Format::Bf16 => 2,
@@ -41,10 +40,6 @@ fn skinny_depth(format: Format) -> usize {
 fn threads(tokens: usize) -> u32 {
     if tokens == 256 { 384 } else { 288 }
 }
-
-/// Places beyond its ring that a warp of the kernels for few tokens asks for while it waits for its
-/// inputs.
-const NEAR: i32 = 0;
 
 /// Shared memory of a block that decodes.
 const ROOM: usize = 102 << 10;
@@ -69,7 +64,6 @@ pub(crate) struct Gemms {
     clusters: bool,
     /// Of small kernels: bytes of shared memory, so that three of them share a multiprocessor.
     pub room: usize,
-    pub near: i32,
     /// Tokens up to which the kernels of 16 rows are used.
     pub skinny: usize,
 }
@@ -80,8 +74,6 @@ pub(crate) struct GemmPlan {
     pub kernel: Kernel,
     pub shape: Shape,
     pub stages: i32,
-    /// Places beyond the ring to ask for early.
-    pub near: i32,
     /// Tokens of a block, tiles of rows of a block, blocks of a cluster.
     pub variant: (usize, usize, usize),
 }
@@ -127,17 +119,8 @@ impl Gemms {
             shared_per_block: device.shared_per_block,
             clusters: device.has_clusters(),
             room: ROOM,
-            near: NEAR,
             skinny: SKINNY_TOKENS,
         })
-    }
-
-    /// Sums of squares that a step of so many tokens keeps for 64 columns.
-    pub fn square_parts(&self, tokens: usize) -> usize {
-        match tokens <= self.skinny {
-            true => SQUARE_PARTS,
-            false => 1,
-        }
     }
 
     /// The plan with the least estimated time.
@@ -220,7 +203,6 @@ impl Gemms {
                 cluster: parts as u32,
             },
             stages: stages as i32,
-            near: 0,
             variant: (tokens, row_tiles, parts),
         })
     }
@@ -231,7 +213,8 @@ impl Gemms {
         }
         // A place has a warp's 16 rows of two tiles.
         let places = 8 * skinny_depth(product.format);
-        let rest = 8 * SKINNY_TOKENS * 20 * 4 + SKINNY_TOKENS * 4 + product.format.table_bytes();
+        let rest =
+            4 * 8 * SKINNY_TOKENS * 20 * 4 + SKINNY_TOKENS * 4 + product.format.table_bytes();
         let shared = places * product.format.tile_bytes() / 2 + rest;
         if shared > self.shared_per_block {
             return None;
@@ -246,7 +229,6 @@ impl Gemms {
                 cluster: 1,
             },
             stages: 0,
-            near: self.near,
             variant: (SKINNY_TOKENS, SKINNY, 1),
         })
     }

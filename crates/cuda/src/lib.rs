@@ -12,6 +12,7 @@ mod fatbin;
 mod formats;
 mod forward;
 mod gemm;
+mod layers;
 mod load;
 pub mod memory;
 mod model;

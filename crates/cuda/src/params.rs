@@ -1,6 +1,8 @@
 //! The structures that kernels take, field by field as `kernels/*.cuh` declare them. Addresses are
 //! `u64`.
 
+use crate::driver::TensorMap;
+
 /// Parts of a step in the host's memory; `STEP_PARTS` in `rows.cuh`.
 pub(crate) const STEP_PARTS: usize = 12;
 /// Most log-probabilities beside the sampled one's.
@@ -33,7 +35,6 @@ plain! {
         tokens: i32,
         stages: i32,
         epilogue: i32,
-        near: i32,
         square_tiles: i32,
         square_stride: i32,
         inv_width: f32,
@@ -87,6 +88,24 @@ plain! {
         kv_kind: i32,
         scale: f32,
     }
+    /// `layers.cuh`; query/key/value, output, gate and up, down
+    struct LayerParams {
+        products: [GemmParams; 4],
+        attention: AttentionParams,
+    }
+    /// `layers.cuh`
+    struct LayersParams {
+        weights: [TensorMap; 4],
+        layers: u64,
+        met: u64,
+        row_tiles: [i32; 4],
+        k_tiles: [i32; 4],
+        count: i32,
+        tokens: i32,
+        splits: i32,
+        kv_heads: i32,
+        pace: i32,
+    }
     /// `pack.cuh`
     struct PackParams {
         from: u64,
@@ -130,6 +149,7 @@ plain! {
         rows: u64,
         gathered: u64,
         gathered_squares: u64,
+        met: u64,
     }
     /// `rows.cuh`
     struct HeadsParams {

@@ -148,7 +148,6 @@ impl Gpu {
             row_tiles: product.row_tiles as i32,
             tokens: tokens as i32,
             stages: plan.stages,
-            near: plan.near,
             epilogue: LOGITS,
             logits: logits.at,
             wanted: wanted.at,

@@ -84,6 +84,14 @@ fn specs() -> Vec<(&'static str, ModelSpec)> {
         ),
         ("model wide group", heads(tiny(), 16, 1, 32)),
         (
+            "model heads of 128",
+            ModelSpec {
+                sliding_window: Some(37),
+                sliding_pattern: 2,
+                ..heads(tiny(), 6, 2, 128)
+            },
+        ),
+        (
             "model sliding",
             ModelSpec {
                 sliding_window: Some(37),
@@ -110,6 +118,18 @@ pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
             for check in compare(&title, spec, dtype, bound) {
                 report(&check);
             }
+        }
+    }
+    if "model many".contains(filter) {
+        for check in many_sequences() {
+            report(&check);
+        }
+    }
+    if "layers as one".contains(filter) {
+        for count in [1, 5, 12] {
+            let result = layers_as_one(count).map_err(|error| error.to_string());
+            let name = format!("layers as one, Llama-3.2-1B, {count} sequences");
+            report(&Check::of(&name, result, 0.1));
         }
     }
     for (name, method, bound) in [
@@ -349,7 +369,7 @@ fn compare_with(
         .enumerate()
         // Slots from the middle, in no order.
         .map(|(i, (prompt, blocks))| {
-            Running::new((i * 5 + 3) % 70, prompt, sampling.clone(), blocks)
+            Running::new((i * 3 + 3) % 70, prompt, sampling.clone(), blocks)
         })
         .collect();
     generate(&mut executor, &mut running, 20, 300).map_err(text)?;
@@ -403,4 +423,76 @@ fn long_context() -> Vec<Check> {
         Some(5),
     );
     vec![Check::of("model long", result, 0.15)]
+}
+
+/// More sequences than eight decode together: the kernel for 16 tokens, and those for more.
+fn many_sequences() -> Vec<Check> {
+    let spec = in_whole_blocks();
+    let weights = || random::weights(&spec, 31);
+    let mut checks = Vec::new();
+    for count in [12, 24, 40] {
+        let lengths: Vec<usize> = LENGTHS.into_iter().cycle().take(count).collect();
+        let (floats, plain) = (weights(), options(KvCacheDtype::BF16));
+        let both = [&floats, &floats];
+        let result = compare_with(&spec, both, plain, &lengths, Some(20));
+        checks.push(Check::of(format!("model many {count}"), result, 0.15));
+        for (name, dtype) in [("NF4", DType::NF4), ("Q8_0", DType::Q8_0)] {
+            let stored = weights().stored_as(dtype);
+            let options = options(KvCacheDtype::Fp8E5M2);
+            let both = [&stored, &stored];
+            let result = compare_with(&spec, both, options, &lengths, Some(20));
+            let name = format!("model many {count} {name} fp8_e5m2");
+            checks.push(Check::of(&name, result, 1.6));
+        }
+    }
+    checks
+}
+
+/// The kernel for all layers against a kernel for each product, at full size with random weights: the
+/// largest difference of log-probabilities while both chose the same tokens.
+fn layers_as_one(count: usize) -> Result<f64, EngineError> {
+    let spec = powerband_model::spec::builtin("llama-3.2-1b")
+        .ok_or_else(|| EngineError::Config("no built-in model".to_owned()))?;
+    let options = CudaOptions {
+        dummy_seed: Some(7),
+        kv_cache_bytes: Some(1 << 30),
+        ..options(KvCacheDtype::BF16)
+    };
+    let mut executor = CudaExecutor::new(&spec, &Weights::default(), options)?;
+    let sampling = SamplingParams {
+        temperature: 0.0,
+        logprobs: Some(5),
+        ..SamplingParams::default()
+    };
+    let mut both = Vec::new();
+    for most in [0, 16] {
+        super::speed::set_tuning(&mut executor, 102 << 10, 8, most, 1)?;
+        let lengths: Vec<usize> = (0..count).map(|i| 20 + 7 * i).collect();
+        let blocks = shuffled(count, 300, 5);
+        let prompts = prompts(&spec, &lengths, 3).into_iter().zip(blocks);
+        let mut running: Vec<_> = prompts
+            .enumerate()
+            .map(|(i, (prompt, blocks))| Running::new(i, prompt, sampling.clone(), blocks))
+            .collect();
+        generate(&mut executor, &mut running, 16, 300)?;
+        both.push(running);
+    }
+    let mut worst = 0f64;
+    for (one, other) in both[0].iter().zip(&both[1]) {
+        for (a, b) in one.outputs.iter().zip(&other.outputs) {
+            if a.token != b.token {
+                break;
+            }
+            let (Some(a), Some(b)) = (&a.logprobs, &b.logprobs) else {
+                return Ok(f64::INFINITY);
+            };
+            worst = worst.max(f64::from((a.logprob - b.logprob).abs()));
+        }
+    }
+    // Random weights have many near ties, but the first token comes from the same prompt step.
+    let first = |running: &[Running]| running[0].outputs.first().map(|o| o.token);
+    match first(&both[0]) == first(&both[1]) {
+        true => Ok(worst),
+        false => Ok(f64::INFINITY),
+    }
 }

@@ -232,8 +232,9 @@ pub fn bench_shares(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Ben
     Ok(all)
 }
 
-/// Other settings of the matrix kernels: bytes of shared memory of the small ones, and tokens up to
-/// which the kernels of 16 rows are used.
+/// Other settings of the matrix kernels: bytes of shared memory of the small ones, tokens up to
+/// which the kernels of 16 rows are used, tokens up to which all layers are one kernel, and the places
+/// of its rings that are on their way at once.
 ///
 /// # Errors
 /// The executor's.
@@ -241,10 +242,16 @@ pub fn set_tuning(
     executor: &mut CudaExecutor,
     room: usize,
     skinny: usize,
+    layers: usize,
+    pace: i32,
 ) -> Result<(), EngineError> {
-    let gemms = &mut executor.forward_mut().gemms;
-    gemms.room = room;
-    gemms.skinny = skinny;
+    let forward = executor.forward_mut();
+    forward.gemms.room = room;
+    forward.gemms.skinny = skinny;
+    if let Some(one) = &mut forward.layers {
+        one.limit(layers);
+        one.pace = pace;
+    }
     executor.record_graphs()
 }
 

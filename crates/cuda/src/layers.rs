@@ -1,0 +1,199 @@
+//! All layers of a decoding step in one kernel: `layers.cuh`.
+
+use crate::buffers::Buffers;
+use crate::driver::{Device, DriverError, Kernel, Module, Shape, Stream, TensorMap};
+use crate::formats::Format;
+use crate::model::Model;
+use crate::params::{LayerParams, LayersParams, bytes_of};
+
+/// Tokens for eight at a time: the kernels there are.
+const EIGHTS: [usize; 2] = [1, 2];
+
+/// Threads of a block: eight warps that multiply, one that meets the other blocks, one that asks for weights,
+/// and two that only lend their registers.
+const THREADS: u32 = 384;
+
+/// Places of a warp's ring; `LayerRing` in `layers.cuh`.
+fn depth(format: Format) -> usize {
+    match format {
+        Format::Bf16 => 6,
+        Format::Nf4 | Format::Q4 | Format::M4 => 8,
+        Format::Q8 | Format::F8 => 5,
+    }
+}
+
+/// Tiles of columns in a place, of which a warp has 16 rows; `LayerRing` in `layers.cuh`.
+fn tiles(format: Format) -> usize {
+    if format == Format::Bf16 { 2 } else { 4 }
+}
+
+/// Places of a warp's ring that are on their way at once.
+const PACE: i32 = 1;
+
+/// Bytes of shared memory of a block, as `layers.cuh` lays it out.
+fn shared(format: Format, eights: usize) -> usize {
+    let rings = 8 * depth(format) * tiles(format) * format.tile_bytes() / 4;
+    // `Sums` in `skinny.cuh`: an item's sums for each turn, and at least two.
+    let sums = (4 / eights).max(2) * 8 * 8 * eights * 20 * 4;
+    let attention = 8 * 8 * (128 + 4) * 4;
+    let factors = 8 * eights * 4 + 16;
+    let barriers = 8 * depth(format) * 16;
+    rings
+        + sums.max(attention)
+        + factors
+        + size_of::<LayerParams>()
+        + barriers
+        + format.table_bytes()
+}
+
+/// The kernels for a model's format.
+#[derive(Debug)]
+pub(crate) struct Layers {
+    kernels: Vec<(usize, Kernel, Shape)>,
+    params: LayersParams,
+    /// Tokens up to which they are used.
+    most: usize,
+    /// Places of a warp's ring that are on their way at once.
+    pub pace: i32,
+}
+
+/// The format of all matrices, and the bytes from one layer's to the next's.
+fn alike(model: &Model) -> Option<(Format, u64)> {
+    let (first, second) = (model.layers.first()?, model.layers.get(1)?);
+    let format = first.formats.qkv;
+    let stride = second.qkv - first.qkv;
+    let same = |(number, layer): (usize, &crate::model::Layer)| {
+        let f = layer.formats;
+        let weights = [layer.qkv, layer.output, layer.gate_up, layer.down];
+        let firsts = [first.qkv, first.output, first.gate_up, first.down];
+        [f.qkv, f.output, f.gate_up, f.down] == [format; 4]
+            && weights
+                .iter()
+                .zip(firsts)
+                .all(|(at, first)| *at == first + number as u64 * stride)
+    };
+    model
+        .layers
+        .iter()
+        .enumerate()
+        .all(same)
+        .then_some((format, stride))
+}
+
+impl Layers {
+    /// None where they do not fit: an older GPU, a model whose layers differ in more than their
+    /// weights, or heads that the kernel does not know.
+    pub fn new(
+        device: &Device,
+        module: &Module,
+        model: &Model,
+        buffers: &Buffers,
+        params: &[LayerParams],
+    ) -> Result<Option<Self>, DriverError> {
+        let spec = &model.spec;
+        let heads =
+            matches!(spec.head_dim, 64 | 128) && spec.num_heads / spec.num_kv_heads.max(1) <= 8;
+        let (Some((format, stride)), Some(first)) = (alike(model), params.first()) else {
+            return Ok(None);
+        };
+        if !device.has_clusters() || !heads || spec.qk_norm {
+            return Ok(None);
+        }
+        let mut kernels = Vec::new();
+        for eights in EIGHTS {
+            let shared = shared(format, eights);
+            if shared > device.shared_per_block {
+                return Ok(None);
+            }
+            let name = format!("layers_{}_{eights}_{}", format.name(), spec.head_dim);
+            let shape = Shape {
+                shared: shared as u32,
+                ..Shape::of((device.multiprocessors, 1, 1), THREADS)
+            };
+            kernels.push((eights * 8, module.kernel(&name, shared)?, shape));
+        }
+        let products = &first.products;
+        let [mut row_tiles, mut k_tiles] = [[0; 4]; 2];
+        let mut weights = LayersParams::default().weights;
+        for (i, product) in products.iter().enumerate() {
+            (row_tiles[i], k_tiles[i]) = (product.row_tiles, product.k_tiles);
+            let tile = format.tile_bytes() as u64;
+            let all = (product.row_tiles * product.k_tiles) as u64;
+            weights[i] = TensorMap::new(
+                product.weight,
+                [tile / 8, all, params.len() as u64],
+                [tile, stride],
+                [tile as u32 / 32, tiles(format) as u32, 1],
+            )?;
+        }
+        Ok(Some(Self {
+            most: EIGHTS.iter().max().map_or(0, |eights| eights * 8),
+            kernels,
+            pace: PACE,
+            params: LayersParams {
+                weights,
+                layers: buffers.layers,
+                met: buffers.met,
+                row_tiles,
+                k_tiles,
+                count: params.len() as i32,
+                kv_heads: spec.num_kv_heads as i32,
+                ..LayersParams::default()
+            },
+        }))
+    }
+
+    /// Is there a kernel for a step of so many tokens?
+    pub fn takes(&self, tokens: usize) -> bool {
+        tokens > 0 && tokens <= self.most
+    }
+
+    /// Uses the kernels up to so many tokens, as far as there are any; to compare.
+    pub fn limit(&mut self, tokens: usize) {
+        self.most = self
+            .kernels
+            .last()
+            .map_or(0, |(most, ..)| tokens.min(*most));
+    }
+
+    /// Puts the layers' parameters where the kernels read them.
+    pub fn upload(
+        stream: &Stream,
+        buffers: &Buffers,
+        params: &[LayerParams],
+    ) -> Result<(), DriverError> {
+        stream.upload(buffers.layers, bytes_of(params))?;
+        stream.synchronize()
+    }
+
+    pub fn launch(&self, stream: &Stream, tokens: usize, splits: usize) -> Result<(), DriverError> {
+        let fitting = self.kernels.iter().find(|(most, ..)| *most >= tokens);
+        let Some((_, kernel, shape)) = fitting else {
+            return Ok(());
+        };
+        let params = LayersParams {
+            tokens: tokens as i32,
+            splits: splits as i32,
+            pace: self.pace,
+            ..self.params
+        };
+        stream.launch(kernel, *shape, &params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_fit_into_a_multiprocessor_of_hopper() {
+        for format in Format::ALL {
+            for eights in EIGHTS {
+                let bytes = shared(format, eights);
+                assert!(bytes <= 227 << 10, "{format:?} {eights}: {bytes}");
+                // The parameters behind it hold addresses of eight bytes.
+                assert_eq!((bytes - format.table_bytes()) % 8, 0);
+            }
+        }
+    }
+}
