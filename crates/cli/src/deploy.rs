@@ -16,6 +16,7 @@ use powerband_server::{GpuReader, GpuReading, ModelContext};
 use crate::commands::pull::locate_model;
 use crate::engine_args::{Defaults, Device, EngineArgs, LoadFormat};
 use crate::error::{CliError, CliResult};
+use crate::loading::Loading;
 
 /// Tokens that the simulated KV cache holds.
 const SIM_KV_TOKENS: usize = 1 << 20;
@@ -132,7 +133,7 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
     let mut config = args.engine_config(spec.max_position_embeddings, backend.defaults())?;
     let executor = match backend {
         Backend::Cpu => on_cpu(args, &config, &spec, checkpoint.weights, phases)?,
-        Backend::Cuda => on_gpu(args, &config, &spec, &checkpoint.weights, phases)?,
+        Backend::Cuda => on_gpu(args, &config, &spec, checkpoint.weights, phases)?,
         Backend::Sim => simulated(args, &config, &spec)?,
     };
     let limits = executor.limits();
@@ -197,7 +198,8 @@ fn on_cpu(
     weights: Weights,
     phases: &mut Phases,
 ) -> CliResult<Box<dyn Executor>> {
-    let weights = converted(weights, args)?;
+    let mut weights = converted(weights, args)?;
+    let loading = Loading::watch(&mut weights);
     let options = CpuOptions {
         threads: args.threads,
         kv_dtype: args.kv_dtype()?,
@@ -209,6 +211,7 @@ fn on_cpu(
         isa: None,
     };
     let executor = CpuExecutor::new(spec, &weights, options).map_err(CliError::new)?;
+    loading.done();
     let runner = executor.runner();
     phases.done(format_args!(
         "weights ready on the CPU: {} ({}, {} threads)",
@@ -224,9 +227,10 @@ fn on_gpu(
     args: &EngineArgs,
     config: &EngineConfig,
     spec: &ModelSpec,
-    weights: &Weights,
+    mut weights: Weights,
     phases: &mut Phases,
 ) -> CliResult<Box<dyn Executor>> {
+    let loading = Loading::watch(&mut weights);
     let options = CudaOptions {
         kv_dtype: args.kv_dtype()?,
         kv_cache_bytes: args.kv_cache_memory_bytes.map(|bytes| bytes as usize),
@@ -246,7 +250,8 @@ fn on_gpu(
         },
         ..CudaOptions::default()
     };
-    let executor = CudaExecutor::new(spec, weights, options).map_err(CliError::new)?;
+    let executor = CudaExecutor::new(spec, &weights, options).map_err(CliError::new)?;
+    loading.done();
     phases.done(format_args!(
         "weights ready on the {}",
         executor.device_name()

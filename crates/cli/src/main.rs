@@ -6,6 +6,7 @@ mod deploy;
 mod engine_args;
 mod error;
 mod load_args;
+mod loading;
 mod local_tokenizer;
 mod measure;
 mod screen;

@@ -17,6 +17,25 @@ use crate::{DType, ModelError, ModelSpec, Tensor};
 #[derive(Debug)]
 pub struct Weights {
     source: Source,
+    watch: Option<Watch>,
+}
+
+/// Told of the elements of each tensor that was taken.
+struct Watch(Arc<dyn Fn(usize) + Send + Sync>);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+impl From<Source> for Weights {
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            watch: None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -90,9 +109,7 @@ impl Weights {
     pub fn new(tensors: impl IntoIterator<Item = Tensor>) -> Self {
         let named = |t: Tensor| (t.name.clone(), Entry::Ready(t));
         let tensors = tensors.into_iter().map(named).collect();
-        Self {
-            source: Source::Tensors(tensors),
-        }
+        Source::Tensors(tensors).into()
     }
 
     /// As [`Weights::new`], from a file that might name a tensor twice.
@@ -120,18 +137,14 @@ impl Weights {
                 });
             }
         }
-        Ok(Self {
-            source: Source::Tensors(by_name),
-        })
+        Ok(Source::Tensors(by_name).into())
     }
 
     /// Random weights for `spec`, each made anew (the same every time) when it is asked for, so
     /// that only what a backend keeps takes memory. Matrices are stored as `dtype` (F32, F16,
     /// BF16, Q8_0, Q4_0 or Q4_1) with a standard deviation of 0.02, norms are 1, biases 0.
     pub fn dummy(spec: &ModelSpec, dtype: DType, seed: u64) -> Self {
-        Self {
-            source: Source::Dummy(DummyWeights::new(spec, dtype, seed)),
-        }
+        Source::Dummy(DummyWeights::new(spec, dtype, seed)).into()
     }
 
     /// The same weights with their matrices stored as `dtype` (F32, F16, BF16, Q8_0, Q4_0, Q4_1
@@ -139,9 +152,7 @@ impl Weights {
     /// `dtype` has none. The embedding and the output matrix take no fewer than 8 bits: they are
     /// what 4 bits hurt most, and other quantised formats spare them too.
     pub fn stored_as(self, dtype: DType) -> Self {
-        Self {
-            source: Source::Stored(Box::new(self), dtype),
-        }
+        Source::Stored(Box::new(self), dtype).into()
     }
 
     /// Replaces the matrix `name`, if there is one, by several of its rows each: what a checkpoint
@@ -245,6 +256,25 @@ impl Weights {
     /// # Errors
     /// There is none, or it cannot be converted.
     pub fn get(&self, name: &str) -> Result<Tensor, ModelError> {
+        let tensor = self.find(name)?;
+        if let Some(watch) = &self.watch {
+            watch.0(tensor.shape.iter().product());
+        }
+        Ok(tensor)
+    }
+
+    /// From now on `watch` is told, whenever [`Weights::get`] has given a tensor, how many elements that has.
+    pub fn watch(&mut self, watch: Arc<dyn Fn(usize) + Send + Sync>) {
+        self.watch = Some(Watch(watch));
+    }
+
+    /// Elements of all tensors.
+    pub fn elements(&self) -> usize {
+        let of = |name| Some(self.shape(name).ok()?.iter().product::<usize>());
+        self.names().into_iter().filter_map(of).sum()
+    }
+
+    fn find(&self, name: &str) -> Result<Tensor, ModelError> {
         match &self.source {
             Source::Tensors(tensors) => match tensors.get(name) {
                 Some(Entry::Ready(tensor)) => Ok(tensor.clone()),
@@ -325,5 +355,36 @@ fn stored_type(tensor: &Tensor, dtype: DType) -> DType {
     match tensor.cols().is_multiple_of(dtype.block().0) {
         true => dtype,
         false => tensor.dtype,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_watch_is_told_of_all_elements_converted_or_not() {
+        let matrix = |name: &str| {
+            let bytes: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
+            Tensor::owned(name, DType::F32, vec![2, 32], bytes).unwrap()
+        };
+        let norm = Tensor::owned("n", DType::F32, vec![3], vec![0; 12]).unwrap();
+        let weights = Weights::new([matrix("a"), matrix("b"), norm]);
+        let mut weights = weights.stored_as(DType::Q4_0);
+        assert_eq!(weights.elements(), 131);
+        let told = Arc::new(AtomicUsize::new(0));
+        let to = told.clone();
+        weights.watch(Arc::new(move |elements| {
+            to.fetch_add(elements, Ordering::Relaxed);
+        }));
+        assert_eq!(weights.get("a").unwrap().dtype, DType::Q4_0);
+        assert_eq!(told.load(Ordering::Relaxed), 64);
+        weights.get("b").unwrap();
+        weights.get("n").unwrap();
+        assert_eq!(told.load(Ordering::Relaxed), 131);
+        assert!(weights.get("c").is_err());
+        assert_eq!(told.load(Ordering::Relaxed), 131);
     }
 }
