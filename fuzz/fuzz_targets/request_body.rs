@@ -44,6 +44,7 @@ fn handlers() -> Handlers {
         policy: SchedulingPolicy::Fcfs,
         overlap: false,
         seed: 0,
+        speculation: None,
     };
     let engine = Engine::start(Box::new(executor), config).expect("the engine starts");
     let template = ChatTemplate::new("{{ messages }}{{ tools }}", "", "").expect("a template");
@@ -54,6 +55,7 @@ fn handlers() -> Handlers {
         eos_tokens: vec![256],
         tokenizer: Some(std::sync::Arc::new(powerband_fuzz::byte_tokenizer())),
         chat_template: Some(std::sync::Arc::new(template)),
+        gpus: None,
     };
     Handlers::new(engine, model).expect("the server's state")
 }
