@@ -161,11 +161,7 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
             eos_tokens: spec.eos_tokens,
             tokenizer: checkpoint.tokenizer,
             chat_template: checkpoint.chat_template,
-            gpus: if backend == Backend::Cuda {
-                gpus()
-            } else {
-                None
-            },
+            gpus: (backend == Backend::Cuda).then(gpus).flatten(),
         },
         backend: backend.name(),
         kv_cache_tokens,

@@ -36,6 +36,12 @@ fn skinny_depth(format: Format) -> usize {
     }
 }
 
+/// Bytes of shared memory for the sums of eight warps, for so many times eight tokens: an item's sums for
+/// each turn, and at least two; `Sums` in `skinny.cuh`.
+pub(crate) fn sums_bytes(eights: usize) -> usize {
+    (4 / eights).max(2) * 8 * 8 * eights * 20 * 4
+}
+
 /// `GEMM_THREADS` in `gemm.cuh`
 fn threads(tokens: usize) -> u32 {
     if tokens == 256 { 384 } else { 288 }
@@ -213,8 +219,7 @@ impl Gemms {
         }
         // A place has a warp's 16 rows of two tiles.
         let places = 8 * skinny_depth(product.format);
-        let rest =
-            4 * 8 * SKINNY_TOKENS * 20 * 4 + SKINNY_TOKENS * 4 + product.format.table_bytes();
+        let rest = sums_bytes(1) + SKINNY_TOKENS * 4 + product.format.table_bytes();
         let shared = places * product.format.tile_bytes() / 2 + rest;
         if shared > self.shared_per_block {
             return None;

@@ -3,6 +3,7 @@
 use crate::buffers::Buffers;
 use crate::driver::{Device, DriverError, Kernel, Module, Shape, Stream, TensorMap};
 use crate::formats::Format;
+use crate::gemm::sums_bytes;
 use crate::model::Model;
 use crate::params::{LayerParams, LayersParams, bytes_of};
 
@@ -33,8 +34,7 @@ const PACE: i32 = 1;
 /// Bytes of shared memory of a block, as `layers.cuh` lays it out.
 fn shared(format: Format, eights: usize) -> usize {
     let rings = 8 * depth(format) * tiles(format) * format.tile_bytes() / 4;
-    // `Sums` in `skinny.cuh`: an item's sums for each turn, and at least two.
-    let sums = (4 / eights).max(2) * 8 * 8 * eights * 20 * 4;
+    let sums = sums_bytes(eights);
     let attention = 8 * 8 * (128 + 4) * 4;
     let factors = 8 * eights * 4 + 16;
     let barriers = 8 * depth(format) * 16;
@@ -51,8 +51,8 @@ fn shared(format: Format, eights: usize) -> usize {
 pub(crate) struct Layers {
     kernels: Vec<(usize, Kernel, Shape)>,
     params: LayersParams,
-    /// Tokens up to which they are used.
-    most: usize,
+    /// Tokens up to which they are used at most, to compare.
+    pub most: usize,
     /// Places of a warp's ring that are on their way at once.
     pub pace: i32,
 }
@@ -127,7 +127,7 @@ impl Layers {
             )?;
         }
         Ok(Some(Self {
-            most: EIGHTS.iter().max().map_or(0, |eights| eights * 8),
+            most: usize::MAX,
             kernels,
             pace: PACE,
             params: LayersParams {
@@ -143,17 +143,15 @@ impl Layers {
         }))
     }
 
-    /// Is there a kernel for a step of so many tokens?
-    pub fn takes(&self, tokens: usize) -> bool {
-        tokens > 0 && tokens <= self.most
+    fn fitting(&self, tokens: usize) -> Option<&(usize, Kernel, Shape)> {
+        let used = tokens > 0 && tokens <= self.most;
+        let kernels = if used { self.kernels.as_slice() } else { &[] };
+        kernels.iter().find(|(most, ..)| *most >= tokens)
     }
 
-    /// Uses the kernels up to so many tokens, as far as there are any; to compare.
-    pub fn limit(&mut self, tokens: usize) {
-        self.most = self
-            .kernels
-            .last()
-            .map_or(0, |(most, ..)| tokens.min(*most));
+    /// Is there a kernel for a step of so many tokens?
+    pub fn takes(&self, tokens: usize) -> bool {
+        self.fitting(tokens).is_some()
     }
 
     /// Puts the layers' parameters where the kernels read them.
@@ -167,9 +165,12 @@ impl Layers {
     }
 
     pub fn launch(&self, stream: &Stream, tokens: usize, splits: usize) -> Result<(), DriverError> {
-        let fitting = self.kernels.iter().find(|(most, ..)| *most >= tokens);
-        let Some((_, kernel, shape)) = fitting else {
-            return Ok(());
+        let Some((_, kernel, shape)) = self.fitting(tokens) else {
+            return Err(DriverError {
+                call: "all layers in one kernel",
+                reason: format!("there is none for {tokens} tokens"),
+                out_of_memory: false,
+            });
         };
         let params = LayersParams {
             tokens: tokens as i32,

@@ -249,7 +249,7 @@ pub fn set_tuning(
     forward.gemms.room = room;
     forward.gemms.skinny = skinny;
     if let Some(one) = &mut forward.layers {
-        one.limit(layers);
+        one.most = layers;
         one.pace = pace;
     }
     executor.record_graphs()
