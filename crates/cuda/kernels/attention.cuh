@@ -95,15 +95,23 @@ template <typename T, int HD, int N> struct Attend {
   }
 
   // One block: `first[n][j]`/`last[n][j]` bound the positions that this lane's two columns see,
-  // relative to the block.
+  // relative to the block. `keys_read`: called when the keys are no longer needed.
+  template <typename Done>
   __device__ void block(const Frag *keys, const Frag *values, float scale, const int (*first)[2],
-                        const int (*last)[2], int lane) {
+                        const int (*last)[2], int lane, Done keys_read) {
     int low = lane >> 2;
+    float scores[N][4];
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      float s[4] = {0, 0, 0, 0};
+      float *s = scores[n];
+      s[0] = s[1] = s[2] = s[3] = 0;
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) mma<T>(s, keys[f].r, query[f][n]);
+    }
+    keys_read();
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float *s = scores[n];
       float best[2];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
@@ -161,10 +169,13 @@ struct Span {
   int token, position, oldest, splits, from, to;
   const int *blocks;
 
-  __device__ bool find(const AttentionParams &p, int index, int split) {
-    const int *sequence = p.sequences + index * 4;
-    token = sequence[0], position = sequence[2];
-    blocks = p.blocks + sequence[3];
+  static __device__ int4 load(const AttentionParams &p, int index) {
+    return *reinterpret_cast<const int4 *>(p.sequences + index * 4);
+  }
+
+  __device__ bool find(const AttentionParams &p, int4 sequence, int split) {
+    token = sequence.x, position = sequence.z;
+    blocks = p.blocks + sequence.w;
     int seen = position + 1;
     oldest = p.window > 0 ? max(0, seen - p.window) : 0;
     int all = (seen + 15) / 16, begin = oldest / 16;
@@ -182,8 +193,9 @@ template <int HD, int N> struct Merged {
 };
 
 // One item; `ready` waits for the queries and the newest keys and values. `merged` has room for
-// `Merged::kFloats`, `flag` for one number.
-template <typename T, int KIND, int HD, int N, typename Ready>
+// `Merged::kFloats`, `flag` for one number. AHEAD: a block is asked for while the one before is worked on, which
+// takes registers that more warps on a multiprocessor would make better use of, where there are more.
+template <typename T, int KIND, int HD, int N, bool AHEAD, typename Ready>
 static __device__ inline void attend_span(const AttentionParams &p, const Span &span, int index, int kv_head, int split,
                                           float *merged, int *flag, Ready ready) {
   constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = DECODE_WARPS(HD, N), kStride = Merged<HD, N>::kStride;
@@ -195,14 +207,18 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
   size_t block_bytes = (size_t)p.kv_dim * 32 * element;
   const char *base = p.cache + (size_t)kv_head * HD * 32 * element;
   Frag keys[kFrags], values[kFrags];
-  auto load = [&](int b) {
-    const char *at = base + span.blocks[b] * block_bytes;
-    load_fresh<kFrags>(keys, at, kind != KV_SAME, lane);
-    load_fresh<kFrags>(values, at + HD * 16 * element, kind != KV_SAME, lane);
+  auto load_keys = [&](int place) {
+    load_fresh<kFrags>(keys, base + place * block_bytes, kind != KV_SAME, lane);
   };
+  auto load_values = [&](int place) {
+    load_fresh<kFrags>(values, base + place * block_bytes + HD * 16 * element, kind != KV_SAME, lane);
+  };
+  // Where this block and the next lie is known before either is wanted.
+  auto place_of = [&](int b) { return b < span.to ? span.blocks[b] : 0; };
+  int b = span.from + warp, place = place_of(b), next = place_of(b + kWarps);
   // All but the newest block, into which the products ahead write.
-  bool early = span.from + warp < min(span.to, position / 16);
-  if (early) load(span.from + warp);
+  bool early = b < min(span.to, position / 16);
+  if (early) load_keys(place), load_values(place);
   ready();
   const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
 #pragma unroll
@@ -210,9 +226,12 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
     int column = n * 8 + (lane >> 2);
     a.load_query(n, column < group ? query + column * HD : nullptr, lane);
   }
-  for (int b = span.from + warp; b < span.to; b += kWarps) {
-    if (!early) load(b);
-    early = false;
+  if (!early && b < span.to) load_keys(place), load_values(place);
+  for (; b < span.to; b += kWarps) {
+    bool more = AHEAD && b + kWarps < span.to;
+    if (!AHEAD && b != span.from + warp) load_keys(place), load_values(place);
+    place = next;
+    next = place_of(b + 2 * kWarps);
     if (kind != KV_SAME)
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) widen_fragment<T>(keys[f], kind), widen_fragment<T>(values[f], kind);
@@ -223,7 +242,11 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
         first[n][j] = span.oldest - b * 16;
         last[n][j] = position - b * 16;
       }
-    a.block(keys, values, p.scale, first, last, lane);
+    // What the next block needs is on its way as soon as there is room for it.
+    a.block(keys, values, p.scale, first, last, lane, [&] {
+      if (more) load_keys(place);
+    });
+    if (more) load_values(place);
   }
   a.finish();
 #pragma unroll
@@ -308,10 +331,11 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
   let_next_start();
   // The step has been copied long ago, so that blocks without work leave at once, and the others look
   // their sequence up and fetch what earlier steps have cached while the queries are computed.
-  if ((int)blockIdx.y >= *p.count) return;
+  int count = *p.count;
+  int4 sequence = Span::load(p, blockIdx.y);
   Span span;
-  if (!span.find(p, blockIdx.y, blockIdx.z)) return;
-  attend_span<T, KIND, HD, N>(p, span, blockIdx.y, blockIdx.x, blockIdx.z, merged, &flag, [] { wait_for_inputs(); });
+  if ((int)blockIdx.y >= count || !span.find(p, sequence, blockIdx.z)) return;
+  attend_span<T, KIND, HD, N, false>(p, span, blockIdx.y, blockIdx.x, blockIdx.z, merged, &flag, [] { wait_for_inputs(); });
 }
 
 #define PROMPT_WARPS 4
@@ -380,7 +404,7 @@ static __device__ inline void attend_prompt(const AttentionParams &p) {
         last[n][j] = mine[n][j] - b * 16;
         first[n][j] = p.window > 0 ? last[n][j] + 1 - p.window : 0;
       }
-    a.block(keys, values, p.scale, first, last, lane);
+    a.block(keys, values, p.scale, first, last, lane, [] {});
   }
   a.finish();
 #pragma unroll
@@ -401,7 +425,7 @@ static __device__ inline void attend_prompt(const AttentionParams &p) {
 }
 
 #define DECODE(T, KIND, HD, N)                                                                     \
-  extern "C" __global__ void __launch_bounds__(DECODE_WARPS(HD, N) * 32)                                 \
+  extern "C" __global__ void __launch_bounds__(DECODE_WARPS(HD, N) * 32, HD * N <= 64 ? 3 : 1)         \
       attend_decode_##T##_##KIND##_##HD##_##N(const __grid_constant__ AttentionParams p) {         \
     attend_decode<T, KIND, HD, N>(p);                                                              \
   }

@@ -1,6 +1,9 @@
 // How a product ends when a warp has its sums to itself: 16 rows of TM tokens straight from the
-// accumulators, of which a thread has rows `lane / 4` and 8 more, for two tokens of every eight.
+// accumulators, of which a thread has rows `lane / 4` and 8 more, for two tokens of every eight. What is
+// loaded for AT_ONCE times eight tokens is under way together: one after the other, the waiting took as long
+// as the product.
 #pragma once
+#define AT_ONCE 4
 
 // Eight rows of the gate and the same eight of the other half.
 template <typename T, int TM>
@@ -30,37 +33,50 @@ static __device__ inline void add_residual_rows(const GemmParams &p, const float
   float *hidden = p.hidden + (size_t)(token + pair) * p.width + row + mine;
   T *next = reinterpret_cast<T *>(p.next);
 #pragma unroll
-  for (int j = 0; j < TM / 8; ++j) {
-    if (j * 8 >= there) break;
-    float *at = hidden + (size_t)(j * 8) * p.width;
-    bool first = real && j * 8 + pair < there, second = real && j * 8 + pair + 1 < there;
-    float h[4] = {0, 0, 0, 0};
-    if (first) h[0] = at[0], h[2] = at[8];
-    if (second) h[1] = at[p.width], h[3] = at[p.width + 8];
+  for (int first = 0; first < TM / 8; first += AT_ONCE) {
+    if (first * 8 >= there) break;
+    float h[AT_ONCE][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) h[i] += acc[4 * j + i];
-    if (first) at[0] = h[0], at[8] = h[2];
-    if (second) at[p.width] = h[1], at[p.width + 8] = h[3];
-    float2 sum = make_float2(h[0] * h[0] + h[2] * h[2], h[1] * h[1] + h[3] * h[3]);
-#pragma unroll
-    for (int i = 4; i < 32; i <<= 1) {
-      sum.x += __shfl_xor_sync(~0u, sum.x, i);
-      sum.y += __shfl_xor_sync(~0u, sum.y, i);
+    for (int u = 0; u < AT_ONCE; ++u) {
+      float *at = hidden + (size_t)((first + u) * 8) * p.width;
+      int t = (first + u) * 8 + pair;
+      bool one = real && t < there, two = real && t + 1 < there;
+      h[u][0] = one ? at[0] : 0;
+      h[u][1] = two ? at[p.width] : 0;
+      h[u][2] = one ? at[8] : 0;
+      h[u][3] = two ? at[p.width + 8] : 0;
     }
-    if (lane < 4) *reinterpret_cast<float2 *>(partial + warp * TM + j * 8 + pair) = real ? sum : make_float2(0, 0);
-    uint32_t upper = transpose8(Pair<T>::pack(h[0] * norm0, h[1] * norm0));
-    uint32_t lower = transpose8(Pair<T>::pack(h[2] * norm1, h[3] * norm1));
-    if (real && j * 8 + mine < there) {
-      *reinterpret_cast<uint32_t *>(next + tile_at(token + j * 8 + mine, row + pair, p.next_tiles)) = upper;
-      *reinterpret_cast<uint32_t *>(next + tile_at(token + j * 8 + mine, row + 8 + pair, p.next_tiles)) = lower;
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; ++u) {
+      int j = first + u, t = j * 8 + pair;
+      float *at = hidden + (size_t)(j * 8) * p.width;
+      bool one = real && t < there, two = real && t + 1 < there;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h[u][i] += acc[4 * j + i];
+      if (one) at[0] = h[u][0], at[8] = h[u][2];
+      if (two) at[p.width] = h[u][1], at[p.width + 8] = h[u][3];
+      float2 sum = make_float2(h[u][0] * h[u][0] + h[u][2] * h[u][2], h[u][1] * h[u][1] + h[u][3] * h[u][3]);
+#pragma unroll
+      for (int i = 4; i < 32; i <<= 1) {
+        sum.x += __shfl_xor_sync(~0u, sum.x, i);
+        sum.y += __shfl_xor_sync(~0u, sum.y, i);
+      }
+      if (lane < 4) *reinterpret_cast<float2 *>(partial + warp * TM + t) = real ? sum : make_float2(0, 0);
+      uint32_t upper = transpose8(Pair<T>::pack(h[u][0] * norm0, h[u][1] * norm0));
+      uint32_t lower = transpose8(Pair<T>::pack(h[u][2] * norm1, h[u][3] * norm1));
+      if (real && j * 8 + mine < there) {
+        *reinterpret_cast<uint32_t *>(next + tile_at(token + j * 8 + mine, row + pair, p.next_tiles)) = upper;
+        *reinterpret_cast<uint32_t *>(next + tile_at(token + j * 8 + mine, row + 8 + pair, p.next_tiles)) = lower;
+      }
     }
   }
 }
 
-// Heads are multiples of 16 rows, so that a warp's rows belong to one head.
+// Heads are multiples of 16 rows, so that a warp's rows belong to one head. `notes`: the tokens' positions and
+// places in the cache, [2][TM].
 template <typename T, int TM>
-static __device__ inline void store_qkv_rows(const GemmParams &p, const float *acc, const float *scale, int tile,
-                                             int token, int there, int warp, int lane) {
+static __device__ inline void store_qkv_rows(const GemmParams &p, const float *acc, const float *scale,
+                                             const int *notes, int tile, int token, int there, int warp, int lane) {
   int row = tile * 64 + (warp & 3) * 16, mine = lane >> 2, pair = (lane & 3) * 2;
   if (row >= p.q_dim + 2 * p.kv_dim) return;
   float bias0 = p.bias ? p.bias[row + mine] : 0, bias1 = p.bias ? p.bias[row + 8 + mine] : 0;
@@ -70,43 +86,88 @@ static __device__ inline void store_qkv_rows(const GemmParams &p, const float *a
   float sign = mine & 1 ? 1.f : -1.f;
   int cached = row - p.q_dim - (value ? p.kv_dim : 0);
 #pragma unroll
+  for (int begin = 0; begin < TM / 8; begin += AT_ONCE) {
+    if (begin * 8 >= there) break;
+    float2 turn[AT_ONCE][4];
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; ++u) {
+      int2 position = *reinterpret_cast<const int2 *>(notes + (begin + u) * 8 + pair);
+      const float2 *turn0 = p.rope + (size_t)position.x * half + dim / 2;
+      const float2 *turn1 = p.rope + (size_t)position.y * half + dim / 2;
+      float2 none = make_float2(1, 0);
+      turn[u][0] = turns0 ? turn0[0] : none;
+      turn[u][1] = turns0 ? turn1[0] : none;
+      turn[u][2] = turns1 ? turn0[4] : none;
+      turn[u][3] = turns1 ? turn1[4] : none;
+    }
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; ++u) {
+      int j = begin + u, t = j * 8 + pair;
+      float2 s = *reinterpret_cast<const float2 *>(scale + t);
+      float v[4] = {acc[4 * j] * s.x + bias0, acc[4 * j + 1] * s.y + bias0, acc[4 * j + 2] * s.x + bias1,
+                    acc[4 * j + 3] * s.y + bias1};
+      if (!value) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float other = __shfl_xor_sync(~0u, v[i], 4);
+          v[i] = v[i] * turn[u][i].x + sign * other * turn[u][i].y;
+        }
+      }
+      if (query) {
+        uint32_t upper = transpose8(Pair<T>::pack(v[0], v[1])), lower = transpose8(Pair<T>::pack(v[2], v[3]));
+        T *to = reinterpret_cast<T *>(p.query) + (size_t)(token + j * 8 + mine) * p.q_dim + row + pair;
+        if (j * 8 + mine < there) {
+          *reinterpret_cast<uint32_t *>(to) = upper;
+          *reinterpret_cast<uint32_t *>(to + 8) = lower;
+        }
+        continue;
+      }
+      int2 place = *reinterpret_cast<const int2 *>(notes + TM + t);
+      if (t < there) {
+        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.x, cached, dim, !value, v[0]);
+        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.x, cached, dim + 8, !value, v[2]);
+      }
+      if (t + 1 < there) {
+        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.y, cached, dim, !value, v[1]);
+        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.y, cached, dim + 8, !value, v[3]);
+      }
+    }
+  }
+}
+
+// Logits of the tokens that want them (`wanted`, [TM]), and the best of each warp's rows in `value` and `index`,
+// [8 warps][TM]. Of equals the first.
+template <int TM>
+static __device__ inline void choose_rows(const GemmParams &p, const float *acc, const float *scale,
+                                          const int *wanted, float *value, int *index, int tile, int token,
+                                          int there, int warp, int lane) {
+  int row = tile * 64 + (warp & 3) * 16 + (lane >> 2), pair = (lane & 3) * 2;
+  bool first = row < p.vocab, second = row + 8 < p.vocab;
+#pragma unroll
   for (int j = 0; j < TM / 8; ++j) {
     if (j * 8 >= there) break;
     int t = j * 8 + pair;
-    bool first = t < there, second = t + 1 < there;
     float2 s = *reinterpret_cast<const float2 *>(scale + t);
-    float v[4] = {acc[4 * j] * s.x + bias0, acc[4 * j + 1] * s.y + bias0, acc[4 * j + 2] * s.x + bias1,
-                  acc[4 * j + 3] * s.y + bias1};
-    if (!value) {
-      const float2 *turn0 = p.rope + (size_t)(first ? p.positions[token + t] : 0) * half + dim / 2;
-      const float2 *turn1 = p.rope + (size_t)(second ? p.positions[token + t + 1] : 0) * half + dim / 2;
-      float2 none = make_float2(1, 0);
-      float2 turn[4] = {turns0 ? turn0[0] : none, turns0 ? turn1[0] : none, turns1 ? turn0[4] : none,
-                        turns1 ? turn1[4] : none};
+    int2 wants = *reinterpret_cast<const int2 *>(wanted + t);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float other = __shfl_xor_sync(~0u, v[i], 4);
-        v[i] = v[i] * turn[i].x + sign * other * turn[i].y;
+    for (int i = 0; i < 2; ++i) {
+      float factor = i ? s.y : s.x;
+      float a = first ? acc[4 * j + i] * factor : -INFINITY, b = second ? acc[4 * j + 2 + i] * factor : -INFINITY;
+      if (i ? wants.y : wants.x) {
+        float *to = p.logits + (size_t)(token + t + i) * p.vocab + row;
+        float cap = p.softcap;
+        if (first) to[0] = cap > 0 ? cap * tanhf(a / cap) : a;
+        if (second) to[8] = cap > 0 ? cap * tanhf(b / cap) : b;
       }
-    }
-    if (query) {
-      uint32_t upper = transpose8(Pair<T>::pack(v[0], v[1])), lower = transpose8(Pair<T>::pack(v[2], v[3]));
-      T *to = reinterpret_cast<T *>(p.query) + (size_t)(token + j * 8 + mine) * p.q_dim + row + pair;
-      if (j * 8 + mine < there) {
-        *reinterpret_cast<uint32_t *>(to) = upper;
-        *reinterpret_cast<uint32_t *>(to + 8) = lower;
+      float best = fmaxf(a, b);
+      int at = b > a ? row + 8 : row;
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes <<= 1) {
+        float other = __shfl_xor_sync(~0u, best, lanes);
+        int there_at = __shfl_xor_sync(~0u, at, lanes);
+        if (other > best || (other == best && there_at < at)) best = other, at = there_at;
       }
-      continue;
-    }
-    if (first) {
-      int place = p.places[token + t];
-      write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place, cached, dim, !value, v[0]);
-      write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place, cached, dim + 8, !value, v[2]);
-    }
-    if (second) {
-      int place = p.places[token + t + 1];
-      write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place, cached, dim, !value, v[1]);
-      write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place, cached, dim + 8, !value, v[3]);
+      if (lane < 4) value[warp * TM + t + i] = best, index[warp * TM + t + i] = at;
     }
   }
 }

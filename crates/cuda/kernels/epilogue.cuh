@@ -41,7 +41,8 @@ struct GemmParams {
 // A warp finishes U tokens at once, `step` apart, of which the first `n` are real: what it loads for
 // them is under way together.
 template <typename T, int U>
-static __device__ inline void store_qkv(const GemmParams &p, int token, int step, int n, int row, float2 *v) {
+static __device__ inline void store_qkv(const GemmParams &p, const int *notes, int stride, int note, int token,
+                                        int step, int n, int row, float2 *v) {
   int end = p.q_dim + 2 * p.kv_dim;
   if (row >= end) return;
   if (p.bias) {
@@ -58,14 +59,14 @@ static __device__ inline void store_qkv(const GemmParams &p, int token, int step
   int place[U];
   if (row >= p.q_dim) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) place[u] = u < n ? p.places[token + u * step] : 0;
+    for (int u = 0; u < U; ++u) place[u] = u < n ? notes[stride + note + u * step] : 0;
   }
   int pair = (row % p.head_dim) >> 1;
   if (row < p.q_dim + p.kv_dim && pair < p.rotary / 2) {
     int position[U];
     float2 turn[U];
 #pragma unroll
-    for (int u = 0; u < U; ++u) position[u] = u < n ? p.positions[token + u * step] : 0;
+    for (int u = 0; u < U; ++u) position[u] = u < n ? notes[note + u * step] : 0;
 #pragma unroll
     for (int u = 0; u < U; ++u) turn[u] = p.rope[(size_t)position[u] * (p.rotary / 2) + pair];
 #pragma unroll
@@ -125,7 +126,7 @@ static __device__ inline void add_residual(const GemmParams &p, int token, int s
 
 static __device__ inline float activate(float x, int gelu) {
   if (gelu) return 0.5f * x * (1.f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-  return x / (1.f + __expf(-x));
+  return __fdividef(x, 1.f + __expf(-x));
 }
 
 // Rows lie as eight of the gate, the same eight of the other half, and so on.
@@ -143,13 +144,13 @@ static __device__ inline void store_gated(const GemmParams &p, int token, int st
 }
 
 template <int U>
-static __device__ inline void choose(const GemmParams &p, int token, int step, int n, int tile, int lane,
+static __device__ inline void choose(const GemmParams &p, const int *notes, int token, int step, int n, int tile, int lane,
                                      const float2 *v) {
   int row = tile * 64 + lane * 2;
   float best[U];
   int index[U], wanted[U];
 #pragma unroll
-  for (int u = 0; u < U; ++u) wanted[u] = u < n ? p.wanted[token + u * step] : 0;
+  for (int u = 0; u < U; ++u) wanted[u] = u < n ? notes[u * step] : 0;
 #pragma unroll
   for (int u = 0; u < U; ++u) {
     float a = row < p.vocab ? v[u].x : -INFINITY, b = row + 1 < p.vocab ? v[u].y : -INFINITY;

@@ -14,10 +14,14 @@
 #include "wgmma.cuh"
 #include "direct.cuh"
 
-// Two warpgroups that multiply and a warp that fetches. The largest kernel has a whole warpgroup in
-// its place, so that registers can be moved to those that multiply.
-#define GEMM_THREADS(TM) ((TM) == 256 ? 384 : 288)
+// Two warpgroups that multiply and warps that fetch: one weights, the others activations, since to ask for a
+// copy takes so long that a single warp would set the pace. The largest kernel has a whole warpgroup of them,
+// so that registers can be moved to those that multiply; its last warp is idle.
+#define GEMM_THREADS(TM) ((TM) == 256 ? 384 : 320)
+#define FETCHERS(TM) ((TM) == 256 ? 3 : 2)
 #define RED_STRIDE 68
+// Blocks that share the columns at most.
+#define MOST_PARTS 4
 
 static __device__ inline void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 // Weights of bf16, in the place of a format of codes.
@@ -99,13 +103,15 @@ static __device__ inline void gemm(const GemmParams &p) {
   char *weights = smem + p.stages * TM * 128, *behind = weights + p.stages * RT * kTile;
   float *red = reinterpret_cast<float *>(behind);
   float *scale = reinterpret_cast<float *>(behind + kRed);
-  uint32_t full = smem_address(scale + TM), empty = full + 8 * p.stages;
+  // Of query, key and value the tokens' positions and places; of the head who wants logits.
+  int *notes = reinterpret_cast<int *>(scale + TM);
+  uint32_t full = smem_address(notes + 2 * TM), empty = full + 8 * p.stages;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, stages = p.stages;
 
   let_next_start();
   if (threadIdx.x == 0) {
     for (int s = 0; s < stages; ++s) {
-      barrier_init(full + 8 * s, 2 * kArrivalsPerPart);
+      barrier_init(full + 8 * s, FETCHERS(TM) * kArrivalsPerPart);
       barrier_init(empty + 8 * s, 4 * RT);
     }
 #if HAS_BULK
@@ -113,7 +119,7 @@ static __device__ inline void gemm(const GemmParams &p) {
 #endif
   }
   [[maybe_unused]] uint32_t table = empty + 8 * p.stages + (threadIdx.x & 31) * 4;
-  if (W::kTable > 0) fill_nf4_table(reinterpret_cast<char *>(scale + TM) + 16 * p.stages, warp, blockDim.x >> 5, lane);
+  if (W::kTable > 0) fill_nf4_table(reinterpret_cast<char *>(notes + 2 * TM) + 16 * p.stages, warp, blockDim.x >> 5, lane);
   __syncthreads();
 
   int parts = cluster_size(), rank = cluster_rank();
@@ -132,49 +138,55 @@ static __device__ inline void gemm(const GemmParams &p) {
 #if HAS_WGMMA
     if (TM == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
 #endif
-    if (warp > 8) return;
+    int fetcher = warp - 8;
+    if (fetcher >= FETCHERS(TM)) return;
     uint64_t once = token_tiles > 1 ? policy_evict_last() : policy_evict_first();
     uint64_t often = policy_evict_last();
-    auto fetch_weight = [&](int item, int k, int slot) {
+    // The tokens that this warp fetches.
+    constexpr int kMine = TM / (FETCHERS(TM) - 1);
+    int begin = (fetcher - 1) * kMine;
+    size_t row_bytes = (size_t)p.k_tiles * (fetcher == 0 ? kTile : 8192), stride = row_bytes;
+    uint32_t to = fetcher == 0 ? smem_address(weights) : smem_address(smem) + begin * 128;
+    const char *from;
+    auto begin_item = [&](int item) {
       int group, tokens;
       place(item, group, tokens);
-      size_t row_bytes = (size_t)p.k_tiles * kTile;
-      const char *from = p.weight + group * RT * row_bytes + (size_t)(k0 + k) * kTile;
-      // An odd last tile is fetched twice and its second result dropped.
-      size_t stride = group * RT + RT <= p.row_tiles ? row_bytes : 0;
-      fetch(smem_address(weights) + slot * RT * kTile, from, kTile, RT, stride, full + 8 * slot, lane, once);
+      if (fetcher == 0) {
+        // An odd last tile is fetched twice and its second result dropped.
+        from = p.weight + group * RT * row_bytes + (size_t)k0 * kTile;
+        stride = group * RT + RT <= p.row_tiles ? row_bytes : 0;
+      } else {
+        int token = tokens * TM + begin;
+        from = p.input + (token >> 6) * row_bytes + (size_t)k0 * 8192 + (token & 63) * 128;
+      }
     };
-    auto fetch_input = [&](int item, int k, int slot) {
-      int group, tokens;
-      place(item, group, tokens);
-      constexpr int kRows = TM < 64 ? TM : 64;
-      size_t at = (size_t)(tokens * TM / 64) * p.k_tiles * 8192 + (size_t)(k0 + k) * 8192 +
-                  (tokens * TM % 64) * 128;
-      fetch(smem_address(smem) + slot * TM * 128, p.input + at, kRows * 128, TM / kRows,
-            (size_t)p.k_tiles * 8192, full + 8 * slot, lane, often);
+    auto fetch_next = [&](int slot) {
+      uint32_t bar = full + 8 * slot;
+      if (fetcher == 0) {
+        fetch(to + slot * RT * kTile, from, kTile, RT, stride, bar, lane, once);
+        from += kTile;
+      } else {
+        constexpr int kRows = kMine < 64 ? kMine : 64;
+        fetch(to + slot * TM * 128, from, kRows * 128, kMine / kRows, stride, bar, lane, often);
+        from += 8192;
+      }
     };
-    int ahead = min(stages, count);
-    if (first < items)
-      for (int k = 0; k < ahead; ++k) fetch_weight(first, k, k);
-    __syncwarp();
-    wait_for_inputs();
-    if (first < items)
-      for (int k = 0; k < ahead; ++k) fetch_input(first, k, k);
-    int slot = ahead % stages;
-    uint32_t round = ahead / stages;
+    if (fetcher > 0) wait_for_inputs();
+    int slot = 0;
+    uint32_t round = 0;
     for (int item = first; item < items; item += step) {
-      for (int k = item == first ? ahead : 0; k < count; ++k) {
+      begin_item(item);
+      for (int k = 0; k < count; ++k) {
         if (round > 0) barrier_wait(empty + 8 * slot, (round + 1) & 1);
-        fetch_weight(item, k, slot);
-        fetch_input(item, k, slot);
+        fetch_next(slot);
         if (++slot == stages) slot = 0, ++round;
       }
     }
 #if !HAS_BULK
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
+    __syncwarp();
     if (parts > 1) {
-      __syncwarp();
       cluster_sync();
       cluster_sync();
     }
@@ -194,6 +206,12 @@ static __device__ inline void gemm(const GemmParams &p) {
     int there = min(TM, p.tokens - tokens * TM);
     if (tokens != last_tokens) {
       last_tokens = tokens;
+      if (threadIdx.x < TM) {
+        int token = tokens * TM + min((int)threadIdx.x, there - 1);
+        bool real = threadIdx.x < there;
+        if (p.epilogue == STORE_QKV) notes[threadIdx.x] = p.positions[token], notes[TM + threadIdx.x] = p.places[token];
+        if (p.epilogue == LOGITS) notes[threadIdx.x] = real ? p.wanted[token] : 0;
+      }
       const float *squares = p.squares + tokens * TM;
       if (!p.squares) {
         if (threadIdx.x < TM) scale[threadIdx.x] = 1.f;
@@ -253,7 +271,24 @@ static __device__ inline void gemm(const GemmParams &p) {
       if (p.epilogue == GATE)
         store_gated_pairs<T, TM>(p, acc, scale, tile, tokens * TM, there, warp, lane);
       else
-        store_qkv_rows<T, TM>(p, acc, scale, tile, tokens * TM, there, warp, lane);
+        store_qkv_rows<T, TM>(p, acc, scale, notes, tile, tokens * TM, there, warp, lane);
+      consumers_sync();
+      continue;
+    }
+    if (RT == 2 && parts == 1 && p.epilogue == LOGITS) {
+      consumers_sync(); // for `scale` and `notes`
+      int *index = reinterpret_cast<int *>(red + 8 * TM);
+      choose_rows<TM>(p, acc, scale, notes, red, index, group * 2 + wg, tokens * TM, there, warp, lane);
+      consumers_sync();
+      for (int i = threadIdx.x; i < 2 * TM; i += 256) {
+        int t = i % TM, tile = group * 2 + i / TM, from = i / TM * 4 * TM + t, best = from;
+        for (int w = 1; w < 4; ++w)
+          if (red[from + w * TM] > red[best]) best = from + w * TM;
+        if (t < there && tile < p.row_tiles) {
+          p.best_value[(size_t)(tokens * TM + t) * p.row_tiles + tile] = red[best];
+          p.best_index[(size_t)(tokens * TM + t) * p.row_tiles + tile] = index[best];
+        }
+      }
       consumers_sync();
       continue;
     }
@@ -286,46 +321,51 @@ static __device__ inline void gemm(const GemmParams &p) {
       } else {
         consumers_sync();
       }
-      constexpr int kAtOnce = TM == 8 ? 1 : TM == 16 || TM == 32 || TM == 256 ? 2 : 4;
+      constexpr int kAtOnce = TM == 8 ? 1 : TM == 64 ? 4 : 2;
       int apart = 8 * parts, real = min(kChunk, there - chunk);
       for (int t = warp * parts + rank; t < real; t += apart * kAtOnce) {
         int token = tokens * TM + chunk + t, n = (real - t + apart - 1) / apart;
         for (int r = 0; r < RT; ++r) {
           int tile = group * RT + r;
           if (tile >= p.row_tiles) break;
-          float2 v[kAtOnce];
+          float2 v[kAtOnce], x[kAtOnce][MOST_PARTS];
+          // With registers enough, everything in the others' memory is asked for before anything is added up.
+          if (RT == 2 && parts > 1) {
+#pragma unroll
+            for (int u = 0; u < kAtOnce; ++u) {
+              uint32_t at = smem_address(red + (min(t + u * apart, kChunk - 1) + r * kChunk) * RED_STRIDE + lane * 2);
+#pragma unroll
+              for (int from = 0; from < MOST_PARTS; ++from)
+                x[u][from] = from < parts ? read_shared(at, from) : make_float2(0, 0);
+            }
+          }
 #pragma unroll
           for (int u = 0; u < kAtOnce; ++u) {
             int at_token = min(t + u * apart, kChunk - 1);
-            uint32_t at = smem_address(red + at_token * RED_STRIDE + lane * 2);
+            const float *sums = red + (at_token + (RT == 2 ? r * kChunk : 0)) * RED_STRIDE + lane * 2;
+            uint32_t at = smem_address(sums);
             v[u] = make_float2(0, 0);
-            if (parts == 1) {
-              const float *sums = red + at_token * RED_STRIDE + lane * 2 + (RT == 2 ? r * kChunk * RED_STRIDE : 0);
-              v[u] = *reinterpret_cast<const float2 *>(sums);
-              if (RT == 1) {
-                float2 x = *reinterpret_cast<const float2 *>(sums + kChunk * RED_STRIDE);
-                v[u].x += x.x;
-                v[u].y += x.y;
-              }
+            auto add = [&](float2 more) { v[u].x += more.x, v[u].y += more.y; };
+            if (RT == 2 && parts > 1) {
+#pragma unroll
+              for (int from = 0; from < MOST_PARTS; ++from) add(x[u][from]);
+            } else if (parts == 1) {
+              add(*reinterpret_cast<const float2 *>(sums));
+              if (RT == 1) add(*reinterpret_cast<const float2 *>(sums + kChunk * RED_STRIDE));
             } else {
               for (int from = 0; from < parts; ++from) {
-#pragma unroll
-                for (int w = 0; w < 2; ++w) {
-                  if (RT == 2 && w != r) continue;
-                  float2 x = read_shared(at + w * kChunk * RED_STRIDE * 4, from);
-                  v[u].x += x.x;
-                  v[u].y += x.y;
-                }
+                add(read_shared(at, from));
+                add(read_shared(at + kChunk * RED_STRIDE * 4, from));
               }
             }
             float s = scale[min(chunk + t + u * apart, TM - 1)];
             v[u].x *= s;
             v[u].y *= s;
           }
-          if (p.epilogue == STORE_QKV) store_qkv<T, kAtOnce>(p, token, apart, n, tile * 64 + lane * 2, v);
+          if (p.epilogue == STORE_QKV) store_qkv<T, kAtOnce>(p, notes, TM, chunk + t, token, apart, n, tile * 64 + lane * 2, v);
           else if (p.epilogue == ADD_RESIDUAL) add_residual<T, kAtOnce>(p, token, apart, n, tile, lane, v);
           else if (p.epilogue == GATE) store_gated<T, kAtOnce>(p, token, apart, n, tile, lane, v);
-          else choose<kAtOnce>(p, token, apart, n, tile, lane, v);
+          else choose<kAtOnce>(p, notes + chunk + t, token, apart, n, tile, lane, v);
         }
       }
       if (parts > 1) {

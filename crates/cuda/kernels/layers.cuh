@@ -187,9 +187,9 @@ static __device__ inline void attend_share(const AttentionParams &p, int kv_head
   for (int i = first; i < each * p.splits; i += gridDim.x) {
     int split = i / each, index = i % each / kv_heads, head = i % kv_heads;
     Span span;
-    if (!span.find(p, index, split)) continue;
+    if (!span.find(p, Span::load(p, index), split)) continue;
     if (met) consumers_sync(); // `merged` has been read
-    attend_span<bf16, KV_ANY, HD, 1>(p, span, index, head, split, merged, flag, [&] {
+    attend_span<bf16, KV_ANY, HD, 1, true>(p, span, index, head, split, merged, flag, [&] {
       if (!met) barrier_meet(ALL_MET);
     });
     met = true;

@@ -13,8 +13,8 @@ use crate::layers::Layers;
 use crate::model::{Layer, Model, gate_up_rows};
 use crate::options::kv_kind;
 use crate::params::{
-    AttentionParams, GemmParams, HeadsParams, LOGITS, RowResult, RowsParams, SampleParams,
-    StepParams,
+    ADD_RESIDUAL, AttentionParams, GATE, GemmParams, HeadsParams, LOGITS, RowResult, RowsParams,
+    STORE_QKV, SampleParams, StepParams,
 };
 use crate::step::{Part, ROWS_AT, StepLayout, StepSize};
 
@@ -234,12 +234,12 @@ impl Forward {
     pub fn product(&self, kind: u32, tokens: usize) -> Product {
         let spec = &self.model.spec;
         let d = spec.hidden_size;
-        let (rows, cols) = match kind {
-            KIND_QKV => (spec.q_dim() + 2 * spec.kv_dim(), d),
-            KIND_OUTPUT => (d, spec.q_dim()),
-            KIND_GATE_UP => (gate_up_rows(spec), d),
-            KIND_DOWN => (d, spec.intermediate_size),
-            _ => (spec.vocab_size, d),
+        let (rows, cols, epilogue) = match kind {
+            KIND_QKV => (spec.q_dim() + 2 * spec.kv_dim(), d, STORE_QKV),
+            KIND_OUTPUT => (d, spec.q_dim(), ADD_RESIDUAL),
+            KIND_GATE_UP => (gate_up_rows(spec), d, GATE),
+            KIND_DOWN => (d, spec.intermediate_size, ADD_RESIDUAL),
+            _ => (spec.vocab_size, d, LOGITS),
         };
         let layer = self.model.formats.layers.first();
         let format = match kind {
@@ -254,6 +254,7 @@ impl Forward {
             row_tiles: rows.div_ceil(64),
             k_tiles: cols.div_ceil(64),
             tokens,
+            epilogue,
         }
     }
 
@@ -274,6 +275,7 @@ impl Forward {
             row_tiles: params.row_tiles as usize,
             k_tiles: params.k_tiles as usize,
             tokens,
+            epilogue: params.epilogue,
         };
         let chosen = self
             .overrides

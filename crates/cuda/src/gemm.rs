@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::driver::{Device, DriverError, Kernel, Module, Shape};
 use crate::formats::Format;
+use crate::params::GATE;
 
 /// Tokens and tiles of 64 weight rows that a block of each kernel computes.
 const VARIANTS: [(usize, usize); 8] = [
@@ -44,7 +45,7 @@ pub(crate) fn sums_bytes(eights: usize) -> usize {
 
 /// `GEMM_THREADS` in `gemm.cuh`
 fn threads(tokens: usize) -> u32 {
-    if tokens == 256 { 384 } else { 288 }
+    if tokens == 256 { 384 } else { 320 }
 }
 
 /// Shared memory of a block that decodes.
@@ -57,7 +58,7 @@ fn shared(format: Format, tokens: usize, row_tiles: usize) -> (usize, usize) {
     let place = row_tiles * format.tile_bytes() + tokens * 128 + 16;
     (
         place,
-        2 * chunk * 68 * 4 + tokens * 4 + format.table_bytes(),
+        2 * chunk * 68 * 4 + tokens * 12 + format.table_bytes(),
     )
 }
 
@@ -101,6 +102,8 @@ pub(crate) struct Product {
     pub row_tiles: usize,
     pub k_tiles: usize,
     pub tokens: usize,
+    /// How it ends, as [`crate::params::GATE`] and the others.
+    pub epilogue: i32,
 }
 
 impl Gemms {
@@ -238,34 +241,44 @@ impl Gemms {
         })
     }
 
-    /// An estimate, in steps of one tile of 64 columns.
+    /// An estimate in microseconds, fitted to the times of all plans on an H200 (`cuda_bench plans`).
     fn cost(&self, product: Product, plan: &GemmPlan) -> f64 {
         let (tokens, row_tiles, parts) = plan.variant;
         if row_tiles == SKINNY {
             return tokens as f64;
         }
         let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
-        let blocks = items * parts;
-        let rounds = (blocks as f64 / self.multiprocessors as f64).max(1.0);
-        let rounds = if parts == 1 { rounds.ceil() } else { rounds };
-        let columns = product.k_tiles as f64 / parts as f64;
-        // A tile of weights takes this long from memory or through the matrix units, whichever is
-        // more; the sums take their share for every token.
-        // Tokens that do not fit one block have the weights read again, from the cache at best.
-        let again = if product.tokens > tokens { 1.1 } else { 1.0 };
-        let weights = product.format.tile_bytes() as f64 / Format::Bf16.tile_bytes() as f64;
-        let arrive = again * (row_tiles as f64 * weights + 0.004 * tokens as f64);
-        // Codes are expanded once for all of a block's tokens.
-        let expand = if product.format == Format::Bf16 {
-            0.0
-        } else {
-            0.35
+        let blocks = (items * parts) as f64 / self.multiprocessors as f64;
+        let rounds = match parts {
+            1 => blocks.max(1.0).ceil(),
+            _ => blocks.max(1.0),
         };
-        let multiply = row_tiles as f64 * (tokens as f64 / 128.0 + expand);
-        let there = tokens.min(product.tokens);
-        let finish = 1.0
-            + (row_tiles * there) as f64 / 16.0 / parts as f64
-            + if parts > 1 { 3.0 } else { 0.0 };
-        rounds * (columns * arrive.max(multiply) + finish)
+        let columns = product.k_tiles as f64 / parts as f64;
+        // A place of the ring through shared memory and the matrix units, when all multiprocessors have work
+        // and when few have. Codes are expanded once for all of a block's tokens.
+        let place = match row_tiles {
+            1 => 0.16 + 0.0025 * tokens as f64,
+            _ => 0.205 + 0.0021 * tokens as f64,
+        };
+        let expand = match product.format {
+            Format::Bf16 => 0.0,
+            _ => 0.1 * row_tiles as f64,
+        };
+        let step = place * (0.6 + 0.4 * blocks.min(1.0)) + expand;
+        // The weights come from memory once.
+        let bytes = product.row_tiles * product.k_tiles * product.format.tile_bytes();
+        let arrive = bytes as f64 / 4.2e6;
+        let there = (row_tiles * tokens.min(product.tokens)) as f64;
+        let finish = match (parts, row_tiles) {
+            // Few registers are left to have loads under way.
+            (1, _) if tokens == 256 && product.epilogue != GATE => 0.5 + 0.03 * there,
+            (1, 1) => 0.5 + 0.03 * there,
+            (1, _) => 0.5 + 0.015 * there,
+            (2, 2) => 1.5 + 0.025 * there,
+            (2, _) => 1.5 + 0.01 * there,
+            (_, 1) => 3.2,
+            _ => 4.6 + 0.0065 * there,
+        };
+        3.0 + (rounds * columns * step).max(arrive) + rounds * finish
     }
 }

@@ -245,9 +245,10 @@ fn check_case(
             row_tiles: rows.div_ceil(64),
             k_tiles: cols.div_ceil(64),
             tokens,
+            epilogue: LOGITS,
         };
         for index in 0..gpu.gemms.count() {
-            for parts in [1, 2, 4, 8] {
+            for parts in [1, 2, 4] {
                 let Some(plan) = gpu.gemms.plan_as(product, index, parts) else {
                     continue;
                 };
@@ -280,6 +281,7 @@ fn check_case(
             row_tiles: rows.div_ceil(64),
             k_tiles: cols.div_ceil(64),
             tokens,
+            epilogue: LOGITS,
         };
         let Some(plan) = gpu.gemms.plan(product) else {
             continue;

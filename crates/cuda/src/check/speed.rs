@@ -249,57 +249,63 @@ pub fn set_tuning(
     forward.gemms.room = room;
     forward.gemms.skinny = skinny;
     if let Some(one) = &mut forward.layers {
-        one.most = layers;
+        one.used = 1..=layers;
         one.pace = pace;
     }
     executor.record_graphs()
 }
 
-/// Microseconds of each way to compute each product of the model for `count` tokens.
+/// Microseconds of each way to compute each product of the model for `count` tokens: of so many
+/// sequences that decode or, past what a step may decode, of prompts of 128.
 ///
 /// # Errors
 /// The executor's.
 pub fn bench_plans(executor: &mut CudaExecutor, count: usize) -> Result<Vec<String>, EngineError> {
     let mut lines = Vec::new();
-    for (name, kind) in &KINDS[..5] {
+    let decodes = count <= executor.limits().max_num_seqs;
+    for (name, kind) in &KINDS[..if decodes { 5 } else { 4 }] {
         let forward = executor.forward_mut();
-        forward.skip = 127 & !kind;
+        // A step that is not a replayed graph must be taken and must end.
+        forward.skip = 127 & !kind & if decodes { 127 } else { !KIND_ROWS };
         let product = forward.product(*kind, count);
         let key = (product.row_tiles, product.k_tiles, product.tokens);
-        let layers = if *kind == KIND_HEAD {
-            1.0
-        } else {
-            forward.model.layers.len() as f64
+        let layers = match *kind {
+            KIND_HEAD => 1.0,
+            _ => forward.model.layers.len() as f64,
+        };
+        let time = |executor: &mut CudaExecutor| {
+            let whole = match decodes {
+                true => replay(executor, count)?,
+                false => bench_prefill(executor, count / 128, 128)?.median * 1e3,
+            };
+            Ok::<_, EngineError>(whole / layers)
         };
         let chosen = forward.gemms.plan(product).map(|plan| plan.variant);
         let mut found = Vec::new();
         for index in 0..forward.gemms.count() {
-            for parts in [1, 2, 4, 8] {
+            for parts in [1, 2, 4] {
                 let forward = executor.forward_mut();
                 let Some(plan) = forward.gemms.plan_as(product, index, parts) else {
                     continue;
                 };
-                if plan.variant.0 > 4 * count.max(8) || count > 16 * plan.variant.0 {
+                let tokens = plan.variant.0;
+                if tokens > 4 * count.max(8) || count.min(2048) > 16 * tokens {
                     continue;
                 }
                 forward.overrides.insert(key, (index, parts));
-                let time = replay(executor, count)? / layers;
-                found.push((time, plan.variant));
+                found.push((time(executor)?, plan.variant));
             }
         }
         executor.forward_mut().overrides.remove(&key);
         found.sort_by(|a, b| a.0.total_cmp(&b.0));
         let best: Vec<_> = found
             .iter()
-            .take(5)
+            .filter(|(_, variant)| Some(*variant) == chosen)
+            .chain(found.iter().take(6))
             .map(|(time, (tm, rt, parts))| format!("{tm}x{rt}/{parts} {time:.1}"))
             .collect();
-        let ours = found.iter().find(|(_, variant)| Some(*variant) == chosen);
-        let ours = ours.map_or(String::new(), |(time, (tm, rt, parts))| {
-            format!("{tm}x{rt}/{parts} {time:.1}")
-        });
         lines.push(format!(
-            "tokens {count} {name}: chosen {ours}; {}",
+            "tokens {count} {name}, the chosen first: {}",
             best.join(", ")
         ));
     }
