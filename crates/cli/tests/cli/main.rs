@@ -11,3 +11,4 @@ mod run;
 mod serve;
 mod shapes;
 mod support;
+mod weight_cache;
