@@ -320,7 +320,11 @@ impl Weights {
                 let tensor = inner.get(name)?;
                 match stored_type(name, tensor.dtype, &tensor.shape, *dtype) {
                     dtype if dtype == tensor.dtype => Ok(tensor),
-                    dtype => tensor.quantize(dtype),
+                    dtype => {
+                        let made = tensor.quantize(dtype);
+                        tensor.let_go();
+                        made
+                    }
                 }
             }
             Source::Cached(inner, kept) => match kept.find(name) {

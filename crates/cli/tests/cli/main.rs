@@ -6,6 +6,7 @@ mod compare;
 mod config;
 mod errors;
 mod help;
+mod memory;
 mod real_model;
 mod run;
 mod serve;
