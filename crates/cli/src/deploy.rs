@@ -1,6 +1,6 @@
 //! From a model's name and the engine's flags to a running engine, phase by phase.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::commands::pull::locate_model;
 use crate::engine_args::{Defaults, Device, EngineArgs, LoadFormat};
 use crate::error::{CliError, CliResult};
 use crate::loading::Loading;
+use crate::weight_cache;
 
 /// Tokens that the simulated KV cache holds.
 const SIM_KV_TOKENS: usize = 1 << 20;
@@ -125,14 +126,17 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
     args.weight_dtype()?;
     let backend = Backend::choose(args.device)?;
     args.engine_config(usize::MAX, backend.defaults())?;
-    let mut checkpoint = open(name, args, backend, phases)?;
+    let (mut checkpoint, source) = open(name, args, backend, phases)?;
     if let Some(path) = &args.chat_template {
         checkpoint.chat_template = Some(Arc::new(template(path)?));
     }
     let spec = checkpoint.spec;
     let mut config = args.engine_config(spec.max_position_embeddings, backend.defaults())?;
     let executor = match backend {
-        Backend::Cpu => on_cpu(args, &config, &spec, checkpoint.weights, phases)?,
+        Backend::Cpu => {
+            let weights = (checkpoint.weights, source.as_deref());
+            on_cpu(args, &config, &spec, weights, phases)?
+        }
         Backend::Cuda => on_gpu(args, &config, &spec, checkpoint.weights, phases)?,
         Backend::Sim => simulated(args, &config, &spec)?,
     };
@@ -191,10 +195,11 @@ fn on_cpu(
     args: &EngineArgs,
     config: &EngineConfig,
     spec: &ModelSpec,
-    weights: Weights,
+    (weights, source): (Weights, Option<&Path>),
     phases: &mut Phases,
 ) -> CliResult<Box<dyn Executor>> {
-    let mut weights = converted(weights, args)?;
+    let weights = converted(weights, args)?;
+    let (mut weights, kept) = weight_cache::attach(weights, spec, source, args.weight_cache_bytes);
     let loading = Loading::watch(&mut weights);
     let options = CpuOptions {
         threads: args.threads,
@@ -215,6 +220,9 @@ fn on_cpu(
         runner.isa().name(),
         runner.threads()
     ));
+    if let Some(kept) = kept {
+        eprintln!("{:>9}  {}", "cache", weight_cache::in_words(kept.finish()));
+    }
     eprintln!("{:>9}  {}", "memory", executor.memory_budget());
     Ok(Box::new(executor))
 }
@@ -256,17 +264,17 @@ fn on_gpu(
     Ok(Box::new(executor))
 }
 
-/// The checkpoint that `name` means, or random weights in its shape.
+/// The checkpoint that `name` means and where it is, or random weights in its shape.
 fn open(
     name: &str,
     args: &EngineArgs,
     backend: Backend,
     phases: &mut Phases,
-) -> CliResult<Checkpoint> {
+) -> CliResult<(Checkpoint, Option<PathBuf>)> {
     let dtype = args.weight_dtype()?.unwrap_or(DType::BF16);
     let invented = args.load_format == LoadFormat::Dummy || args.device == Device::Sim;
     if invented && let Some(spec) = builtin(name) {
-        return Ok(Checkpoint::dummy(spec, dtype, args.seed));
+        return Ok((Checkpoint::dummy(spec, dtype, args.seed), None));
     }
     let path = locate_model(name).map_err(|error| match builtin(name) {
         Some(_) => CliError::new(format!("{name}: {}", error.message))
@@ -311,13 +319,17 @@ fn open(
             None => String::new(),
         }
     ));
-    match invented {
-        true => Ok(Checkpoint {
-            weights: Weights::dummy(&checkpoint.spec, dtype, args.seed),
-            ..checkpoint
-        }),
-        false => Ok(checkpoint),
-    }
+    Ok(match invented {
+        true => {
+            let weights = Weights::dummy(&checkpoint.spec, dtype, args.seed);
+            let checkpoint = Checkpoint {
+                weights,
+                ..checkpoint
+            };
+            (checkpoint, None)
+        }
+        false => (checkpoint, Some(path)),
+    })
 }
 
 fn template(path: &Path) -> CliResult<ChatTemplate> {

@@ -50,6 +50,10 @@ pub struct EngineArgs {
     /// GPU; what is quantised in the checkpoint stays as it is
     #[arg(long, env = "POWERBAND_QUANTIZATION")]
     pub quantization: Option<String>,
+    /// Disk space in the cache folder for weights that were quantised while loading, so that the next
+    /// start need not (CPU); 0 keeps none
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes_or_none, default_value = "16GiB", env = "POWERBAND_WEIGHT_CACHE_BYTES")]
+    pub weight_cache_bytes: u64,
     /// How keys and values are stored: auto, f32, f16, bf16, fp8_e5m2, fp8_e4m3, int8
     #[arg(long, default_value = "auto", env = "POWERBAND_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: String,
@@ -262,6 +266,14 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok((value * factor) as u64)
 }
 
+/// As [`parse_bytes`], or 0.
+fn parse_bytes_or_none(text: &str) -> Result<u64, String> {
+    match text.trim() {
+        "0" => Ok(0),
+        text => parse_bytes(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,5 +287,8 @@ mod tests {
         for bad in ["", "G", "-1", "1X", "0", "1e99", "inf", "9999999T"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
+        assert_eq!(parse_bytes_or_none("0"), Ok(0));
+        assert_eq!(parse_bytes_or_none("1K"), Ok(1024));
+        assert!(parse_bytes_or_none("-1").is_err());
     }
 }

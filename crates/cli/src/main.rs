@@ -11,6 +11,7 @@ mod local_tokenizer;
 mod measure;
 mod screen;
 mod speculative_config;
+mod weight_cache;
 
 use clap::{Parser, Subcommand};
 

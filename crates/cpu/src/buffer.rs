@@ -120,7 +120,12 @@ impl<'a, T> Parts<'a, T> {
     }
 }
 
-/// Rows of `f32`, each padded with zeros to a multiple of 32 values, so that kernels need no tails.
+/// Rows that begin a multiple of so many values apart share few sets of a CPU's first cache: a panel's
+/// rows, read side by side, would drive each other out of it.
+const COLLIDES: usize = 512;
+
+/// Rows of `f32`, each padded with zeros to a multiple of 32 values, so that kernels need no tails,
+/// and so that rows do not collide in the first cache.
 #[derive(Debug)]
 pub struct Rows {
     /// All rows, `stride` values each.
@@ -135,7 +140,10 @@ impl Rows {
     /// # Errors
     /// No memory.
     pub fn zeroed(rows: usize, cols: usize) -> Result<Self, EngineError> {
-        let stride = cols.next_multiple_of(32);
+        let mut stride = cols.next_multiple_of(32);
+        if stride.is_multiple_of(COLLIDES) {
+            stride += 32;
+        }
         Ok(Self {
             data: Buffer::zeroed(rows.saturating_mul(stride))?,
             stride,

@@ -91,7 +91,7 @@ impl Model {
                 .map(|layer| loader.layer(layer))
                 .collect::<Result<_, _>>()?,
             final_norm: loader.norm("model.norm.weight", d)?,
-            head: Linear::pack(loader.pool, &[&head], |_, row| row)?,
+            head: loader.pack(&[&head], |_, row| row)?,
             ropes: [RopeTable::new(spec, false), RopeTable::new(spec, true)],
             columns: Columns::of(spec),
             spec: spec.clone(),
@@ -174,7 +174,18 @@ impl Loader<'_> {
 
     fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear, EngineError> {
         let tensor = self.tensor(name, &[rows, cols])?;
-        Linear::pack(self.pool, &[&tensor], |_, row| row)
+        self.pack(&[&tensor], |_, row| row)
+    }
+
+    /// Packs matrices, which are not needed as they were after that.
+    fn pack(
+        &mut self,
+        tensors: &[&Tensor],
+        order: impl Fn(usize, usize) -> usize + Sync,
+    ) -> Result<Linear, EngineError> {
+        let packed = Linear::pack(self.pool, tensors, order);
+        tensors.iter().for_each(|tensor| tensor.let_go());
+        packed
     }
 
     /// The row of a query or key projection that computes output `i` of ours.
@@ -216,7 +227,7 @@ impl Loader<'_> {
         let q = self.tensor(&name("self_attn.q_proj"), &[q_dim, d])?;
         let k = self.tensor(&name("self_attn.k_proj"), &[kv_dim, d])?;
         let v = self.tensor(&name("self_attn.v_proj"), &[kv_dim, d])?;
-        let qkv = Linear::pack(self.pool, &[&q, &k, &v], |part, row| match part {
+        let qkv = self.pack(&[&q, &k, &v], |part, row| match part {
             2 => row,
             _ => Self::head_row(spec, row),
         })?;

@@ -60,7 +60,7 @@ pub(crate) fn prepare(
     let len = reader.cols();
     let writer = reader
         .needs_quantised()
-        .then(|| quantised.begin(count, stride, isa.panel()));
+        .then(|| quantised.begin(count, len.next_multiple_of(32), isa.panel()));
     if norm.is_none() && writer.is_none() {
         return;
     }

@@ -48,6 +48,10 @@ impl DummyWeights {
         self.shapes.get(name).cloned()
     }
 
+    pub(crate) fn dtype(&self, name: &str) -> Option<DType> {
+        self.shapes.get(name).map(|shape| self.dtype_of(shape))
+    }
+
     pub(crate) fn total_bytes(&self) -> usize {
         let bytes = |s: &Vec<usize>| self.dtype_of(s).bytes_for(s.iter().product());
         self.shapes.values().filter_map(bytes).sum()

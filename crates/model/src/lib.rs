@@ -2,7 +2,7 @@
 //! the chat template, and where models come from.
 //!
 //! Reading order: [`spec`] (the architecture), [`tensor`] (what a weight is),
-//! [`weights`] (where it comes from), [`gguf`] and [`hf`] (the two kinds of files), [`fetch`] (where
+//! [`weights`] (where it comes from), [`weight_cache`] (what is kept of conversions), [`gguf`] and [`hf`] (the two kinds of files), [`fetch`] (where
 //! the files come from).
 
 mod builtin;
@@ -22,6 +22,7 @@ pub mod quantize;
 pub mod spec;
 pub mod tensor;
 mod tokenizer;
+pub mod weight_cache;
 pub mod weights;
 
 pub use chat_template::ChatTemplate;

@@ -34,6 +34,29 @@ pub(crate) fn fill_rows(
     bytes
 }
 
+/// What `of` makes of each of `items`, which are alike in size, on all cores.
+pub(crate) fn map<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = items.len().div_ceil(cores).max(1);
+    let of = &of;
+    std::thread::scope(|scope| {
+        let part = |part: &'_ [T]| part.iter().map(of).collect::<Vec<R>>();
+        let (mine, others) = items.split_at(share.min(items.len()));
+        let others: Vec<_> = others
+            .chunks(share)
+            .map(|others| scope.spawn(move || part(others)))
+            .collect();
+        let mut made = part(mine);
+        for other in others {
+            match other.join() {
+                Ok(more) => made.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        made
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

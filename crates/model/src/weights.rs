@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::dummy::DummyWeights;
+use crate::weight_cache::Kept;
 use crate::{DType, ModelError, ModelSpec, Tensor};
 
 /// All the weights of a model by canonical name.
@@ -46,6 +47,8 @@ enum Source {
     Dummy(DummyWeights),
     /// Converted when asked for (`--quantization`, `--dtype`).
     Stored(Box<Weights>, DType),
+    /// Read from the cache of converted weights, or written to it when asked for.
+    Cached(Box<Weights>, Arc<Kept>),
 }
 
 /// A tensor, or how to make it.
@@ -155,6 +158,32 @@ impl Weights {
         Source::Stored(Box::new(self), dtype).into()
     }
 
+    /// The same weights, converted ones from and to the cache.
+    pub(crate) fn cached(self, kept: Arc<Kept>) -> Self {
+        Source::Cached(Box::new(self), kept).into()
+    }
+
+    /// The type that [`Weights::stored_as`] was given.
+    pub(crate) fn wish(&self) -> Option<DType> {
+        match &self.source {
+            Source::Tensors(_) | Source::Dummy(_) => None,
+            Source::Stored(_, dtype) => Some(*dtype),
+            Source::Cached(inner, _) => inner.wish(),
+        }
+    }
+
+    /// Is the tensor of that name another one than stands in a file?
+    pub(crate) fn converts(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Tensors(tensors) => matches!(tensors.get(name), Some(Entry::Made(_))),
+            Source::Dummy(_) => false,
+            Source::Stored(inner, _) => {
+                inner.converts(name) || self.dtype(name).ok() != inner.dtype(name).ok()
+            }
+            Source::Cached(inner, _) => inner.converts(name),
+        }
+    }
+
     /// Replaces the matrix `name`, if there is one, by several of its rows each: what a checkpoint
     /// fused is taken apart.
     ///
@@ -232,14 +261,14 @@ impl Weights {
                 None => Err(missing(name)),
             },
             Source::Dummy(dummy) => dummy.shape(name).ok_or_else(|| missing(name)),
-            Source::Stored(inner, _) => inner.shape(name),
+            Source::Stored(inner, _) | Source::Cached(inner, _) => inner.shape(name),
         }
     }
 
     /// The type of the tensor of that name; nothing is converted for it.
     ///
     /// # Errors
-    /// There is none, or it cannot be converted.
+    /// There is none.
     pub fn dtype(&self, name: &str) -> Result<DType, ModelError> {
         match &self.source {
             Source::Tensors(tensors) => match tensors.get(name) {
@@ -247,7 +276,12 @@ impl Weights {
                 Some(Entry::Made(recipe)) => Ok(recipe.dtype()),
                 None => Err(missing(name)),
             },
-            Source::Dummy(_) | Source::Stored(..) => Ok(self.get(name)?.dtype),
+            Source::Dummy(dummy) => dummy.dtype(name).ok_or_else(|| missing(name)),
+            Source::Stored(inner, dtype) => {
+                let from = inner.dtype(name)?;
+                Ok(stored_type(name, from, &inner.shape(name)?, *dtype))
+            }
+            Source::Cached(inner, _) => inner.dtype(name),
         }
     }
 
@@ -284,11 +318,23 @@ impl Weights {
             Source::Dummy(dummy) => dummy.make(name).ok_or_else(|| missing(name)),
             Source::Stored(inner, dtype) => {
                 let tensor = inner.get(name)?;
-                match stored_type(&tensor, *dtype) {
+                match stored_type(name, tensor.dtype, &tensor.shape, *dtype) {
                     dtype if dtype == tensor.dtype => Ok(tensor),
-                    dtype => tensor.quantize(dtype),
+                    dtype => {
+                        let made = tensor.quantize(dtype);
+                        tensor.let_go();
+                        made
+                    }
                 }
             }
+            Source::Cached(inner, kept) => match kept.find(name) {
+                Some(tensor) => Ok(tensor),
+                None => {
+                    let tensor = inner.get(name)?;
+                    kept.add(&tensor);
+                    Ok(tensor)
+                }
+            },
         }
     }
 
@@ -297,7 +343,7 @@ impl Weights {
         match &self.source {
             Source::Tensors(tensors) => tensors.contains_key(name),
             Source::Dummy(dummy) => dummy.names().any(|known| known == name),
-            Source::Stored(inner, _) => inner.contains(name),
+            Source::Stored(inner, _) | Source::Cached(inner, _) => inner.contains(name),
         }
     }
 
@@ -306,7 +352,7 @@ impl Weights {
         match &self.source {
             Source::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Dummy(dummy) => dummy.names().collect(),
-            Source::Stored(inner, _) => inner.names(),
+            Source::Stored(inner, _) | Source::Cached(inner, _) => inner.names(),
         }
     }
 
@@ -321,7 +367,7 @@ impl Weights {
                 tensors.values().map(bytes).sum()
             }
             Source::Dummy(dummy) => dummy.total_bytes(),
-            Source::Stored(inner, _) => inner.total_bytes(),
+            Source::Stored(inner, _) | Source::Cached(inner, _) => inner.total_bytes(),
         }
     }
 }
@@ -341,20 +387,21 @@ fn misshapen(name: &str, shape: &[usize], rows: usize) -> ModelError {
     }
 }
 
-/// The type that a tensor gets when `dtype` is asked for.
-fn stored_type(tensor: &Tensor, dtype: DType) -> DType {
+/// The type that a tensor of this name, type and shape gets when `dtype` is asked for.
+fn stored_type(name: &str, from: DType, shape: &[usize], dtype: DType) -> DType {
     let in_blocks = |dtype: DType| dtype.block().0 > 1;
-    if tensor.shape.len() < 2 || (in_blocks(tensor.dtype) && !in_blocks(dtype)) {
-        return tensor.dtype;
+    if shape.len() < 2 || (in_blocks(from) && !in_blocks(dtype)) {
+        return from;
     }
-    let spared = tensor.name == "model.embed_tokens.weight" || tensor.name == "lm_head.weight";
+    let spared = name == "model.embed_tokens.weight" || name == "lm_head.weight";
     let dtype = match spared && in_blocks(dtype) {
         true => DType::Q8_0,
         false => dtype,
     };
-    match tensor.cols().is_multiple_of(dtype.block().0) {
+    let cols = shape.last().copied().unwrap_or(1);
+    match cols.is_multiple_of(dtype.block().0) {
         true => dtype,
-        false => tensor.dtype,
+        false => from,
     }
 }
 

@@ -89,6 +89,8 @@ pub struct Running {
     child: Child,
     /// The line that was waited for.
     pub line: String,
+    /// All lines until then.
+    pub seen: String,
     rest: Option<std::thread::JoinHandle<String>>,
 }
 
@@ -117,6 +119,7 @@ impl Running {
                 return Self {
                     child,
                     line,
+                    seen,
                     rest: Some(rest),
                 };
             }
@@ -130,6 +133,10 @@ impl Running {
             .take(2)
             .collect::<Vec<_>>()
             .join(":")
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: i32) {

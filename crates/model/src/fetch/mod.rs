@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 pub use catalogue::{CATALOGUE, DEFAULT_MODEL, Hub, Model, Package, PinnedFile};
 pub use error::FetchError;
-pub use options::{FetchOptions, Token};
+pub use options::{FetchOptions, Token, cache_folder};
 pub use progress::{Progress, Silent};
 use source::Source;
 

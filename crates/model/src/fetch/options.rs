@@ -97,13 +97,8 @@ impl FetchOptions {
             let value = value.trim().to_owned();
             (!value.is_empty()).then_some(value)
         };
-        // A relative XDG_CACHE_HOME is invalid by the XDG specification and ignored.
-        let cache = variable("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-            .or_else(|| Some(home?.join(".cache")))
-            .ok_or(FetchError::NoCacheFolder)?;
-        let mut options = Self::new(cache.join("powerband").join("models"));
+        let cache = cache_folder_of(&variable, home).ok_or(FetchError::NoCacheFolder)?;
+        let mut options = Self::new(cache.join("models"));
         // From a `.env` come tokens and nothing else: a foreign folder must not be able to say where
         // the token is sent.
         let dotenv = read_dotenv(folder);
@@ -128,6 +123,23 @@ impl FetchOptions {
         options.path = variable("PATH");
         Ok(options)
     }
+}
+
+/// The user's cache folder for us; `None` without a home.
+pub fn cache_folder() -> Option<PathBuf> {
+    cache_folder_of(&|name| std::env::var_os(name), std::env::home_dir())
+}
+
+fn cache_folder_of(
+    variable: &impl Fn(&str) -> Option<OsString>,
+    home: Option<PathBuf>,
+) -> Option<PathBuf> {
+    // A relative XDG_CACHE_HOME is invalid by the XDG specification and ignored.
+    let cache = variable("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(home?.join(".cache")))?;
+    Some(cache.join("powerband"))
 }
 
 /// The text of `.env` in `folder`; empty if there is none.

@@ -6,14 +6,17 @@
 //! The matrix (1024 x 2048) fits the caches: with few rows a real model is bound by memory, where
 //! the bits a weight decide (the second column).
 
+mod quantise;
+
 use std::time::{Duration, Instant};
 
-use powerband_cpu::activations::{Activations, Writer};
+use powerband_cpu::activations::Activations;
 use powerband_cpu::buffer::Rows;
 use powerband_cpu::linear::{Input, Linear, Store};
-use powerband_cpu::simd::{Isa, Kernel, Simd};
+use powerband_cpu::simd::Isa;
 use powerband_cpu::threads::Pool;
 use powerband_model::{DType, Tensor};
+use quantise::Quantise;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -33,21 +36,6 @@ const FORMATS: [DType; 11] = [
     DType::Q6_K,
     DType::NF4,
 ];
-
-/// Quantises rows.
-struct Quantise<'a>(Writer<'a>, &'a Rows, usize);
-
-impl Kernel for Quantise<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for row in 0..self.2 {
-            // SAFETY: one thread.
-            unsafe { self.0.row(s, row, self.1.row(row)) }
-        }
-    }
-}
 
 fn main() -> Result<()> {
     let isa = match std::env::args().nth(1) {
