@@ -69,7 +69,7 @@ impl Products for DotProduct {
         fn inner<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
             kernel.run(s)
         }
-        // `inline(never)` would not hold on a function with features of its own (Rust 1.95), but
+        // `inline(never)` does not hold on a function with features of its own (Rust 1.95), but
         // such a function is never inlined into one without them.
         #[inline(never)]
         fn outer<S: Simd, K: Kernel>(_: DotProduct, s: S, kernel: K) -> K::Output {
