@@ -33,11 +33,19 @@ cargo check --quiet --target $target -p powerband-cpu
 [ "${1:-}" = --check ] && exit
 cargo check --quiet --target $target -p powerband-cli
 
-run() { # a CPU that QEMU knows
+run() { # a CPU that QEMU knows, then what to test of the crate
+    local cpu=$1
+    shift
     if ! $native; then
-        export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $1 -L $sysroot"
+        export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $cpu -L $sysroot"
     fi
-    cargo test --target $target -p powerband-cpu
+    cargo test --target $target -p powerband-cpu "$@"
 }
+# Emulated, the real model takes minutes a test: only its golden values are asked for.
+model="${POWERBAND_TEST_MODEL:-}"
+unset POWERBAND_TEST_MODEL
 run max
 $native || run cortex-a72
+if [ -n "$model" ]; then
+    POWERBAND_TEST_MODEL=$model run max --test real_model
+fi
