@@ -203,7 +203,7 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
     let mut b = 0;
     while b < blocks.len() {
         // Few rows leave time between dependent sums: two blocks fill it.
-        let pair = rows <= 4 && S::PANEL > 4 && b + 1 < blocks.len();
+        let pair = rows <= 4 && S::SUMS > 4 && b + 1 < blocks.len();
         let last = b + usize::from(pair);
         let later = |b: usize| blocks.get(b + FETCH_AHEAD).map(|&block| part(block, false));
         let keys = Keys {
@@ -222,7 +222,7 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
         let mut row = 0;
         while row < rows {
             // Even groups keep more sums in flight than full ones and a remainder.
-            let groups = (rows - row).div_ceil(8.min(S::PANEL));
+            let groups = (rows - row).div_ceil(8.min(S::SUMS));
             let count = (rows - row).div_ceil(groups);
             let q = (q[row * padded..].as_ptr(), padded);
             let to = (scores[row * width + b * BLOCK_SIZE..].as_mut_ptr(), width);
@@ -233,14 +233,14 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
                     (2, false) => score::<S, E, 2, 1>(s, &keys, q, to),
                     (3, false) => score::<S, E, 3, 1>(s, &keys, q, to),
                     (4, false) => score::<S, E, 4, 1>(s, &keys, q, to),
-                    (1, true) if const { S::PANEL > 4 } => score::<S, E, 1, 2>(s, &keys, q, to),
-                    (2, true) if const { S::PANEL > 4 } => score::<S, E, 2, 2>(s, &keys, q, to),
-                    (3, true) if const { S::PANEL > 4 } => score::<S, E, 3, 2>(s, &keys, q, to),
-                    (4, true) if const { S::PANEL > 4 } => score::<S, E, 4, 2>(s, &keys, q, to),
-                    (5, _) if const { S::PANEL > 4 } => score::<S, E, 5, 1>(s, &keys, q, to),
-                    (6, _) if const { S::PANEL > 4 } => score::<S, E, 6, 1>(s, &keys, q, to),
-                    (7, _) if const { S::PANEL > 4 } => score::<S, E, 7, 1>(s, &keys, q, to),
-                    _ if const { S::PANEL > 4 } => score::<S, E, 8, 1>(s, &keys, q, to),
+                    (1, true) if const { S::SUMS > 4 } => score::<S, E, 1, 2>(s, &keys, q, to),
+                    (2, true) if const { S::SUMS > 4 } => score::<S, E, 2, 2>(s, &keys, q, to),
+                    (3, true) if const { S::SUMS > 4 } => score::<S, E, 3, 2>(s, &keys, q, to),
+                    (4, true) if const { S::SUMS > 4 } => score::<S, E, 4, 2>(s, &keys, q, to),
+                    (5, _) if const { S::SUMS > 4 } => score::<S, E, 5, 1>(s, &keys, q, to),
+                    (6, _) if const { S::SUMS > 4 } => score::<S, E, 6, 1>(s, &keys, q, to),
+                    (7, _) if const { S::SUMS > 4 } => score::<S, E, 7, 1>(s, &keys, q, to),
+                    _ if const { S::SUMS > 4 } => score::<S, E, 8, 1>(s, &keys, q, to),
                     _ => unreachable!("at most 4 rows a group where a panel has 4"),
                 }
             }
@@ -269,7 +269,7 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
     let wide = lanes.is_multiple_of(4);
     let mut row = 0;
     while row < rows {
-        let count = (S::PANEL / 4).min(rows - row).max(1);
+        let count = (S::SUMS / 4).min(rows - row).max(1);
         for lane in (0..lanes).step_by(if wide { 4 } else { 1 }) {
             let p = scores[row * width..].as_ptr();
             let to = sums[row * padded + lane * 16..].as_mut_ptr();
@@ -285,23 +285,23 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
             unsafe {
                 match (count, wide) {
                     (1, true) => weigh::<S, E, 1, 4>(s, &chunk, p, width, to, padded),
-                    (2, true) if const { S::PANEL > 4 } => {
+                    (2, true) if const { S::SUMS > 4 } => {
                         weigh::<S, E, 2, 4>(s, &chunk, p, width, to, padded)
                     }
-                    (3, true) if const { S::PANEL > 4 } => {
+                    (3, true) if const { S::SUMS > 4 } => {
                         weigh::<S, E, 3, 4>(s, &chunk, p, width, to, padded)
                     }
-                    (4, true) if const { S::PANEL > 4 } => {
+                    (4, true) if const { S::SUMS > 4 } => {
                         weigh::<S, E, 4, 4>(s, &chunk, p, width, to, padded)
                     }
                     (1, false) => weigh::<S, E, 1, 1>(s, &chunk, p, width, to, padded),
-                    (2, false) if const { S::PANEL > 4 } => {
+                    (2, false) if const { S::SUMS > 4 } => {
                         weigh::<S, E, 2, 1>(s, &chunk, p, width, to, padded)
                     }
-                    (3, false) if const { S::PANEL > 4 } => {
+                    (3, false) if const { S::SUMS > 4 } => {
                         weigh::<S, E, 3, 1>(s, &chunk, p, width, to, padded)
                     }
-                    (4, false) if const { S::PANEL > 4 } => {
+                    (4, false) if const { S::SUMS > 4 } => {
                         weigh::<S, E, 4, 1>(s, &chunk, p, width, to, padded)
                     }
                     _ => unreachable!("a quarter of a panel"),

@@ -212,23 +212,22 @@ fn cpu_name() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-#[cfg(target_arch = "x86_64")]
+/// What the CPU has of the features that kernels use or could use.
 fn cpu_features() -> Vec<&'static str> {
     let mut found = Vec::new();
     macro_rules! check {
-        ($($feature:tt as $name:literal),*) => {
-            $(if std::arch::is_x86_feature_detected!($feature) { found.push($name); })*
+        ($detected:ident: $($feature:tt as $name:literal),*) => {
+            $(if std::arch::$detected!($feature) { found.push($name); })*
         };
     }
-    check!("avx2" as "avx2", "fma" as "fma", "f16c" as "f16c", "avxvnni" as "avx_vnni",
-        "avx512f" as "avx512f", "avx512bw" as "avx512bw", "avx512vl" as "avx512vl",
-        "avx512vnni" as "avx512_vnni", "avx512bf16" as "avx512_bf16");
+    #[cfg(target_arch = "x86_64")]
+    check!(is_x86_feature_detected: "avx2" as "avx2", "fma" as "fma", "f16c" as "f16c",
+        "avxvnni" as "avx_vnni", "avx512f" as "avx512f", "avx512bw" as "avx512bw",
+        "avx512vl" as "avx512vl", "avx512vnni" as "avx512_vnni", "avx512bf16" as "avx512_bf16");
+    #[cfg(target_arch = "aarch64")]
+    check!(is_aarch64_feature_detected: "neon" as "neon", "dotprod" as "dotprod",
+        "i8mm" as "i8mm", "bf16" as "bf16", "sve" as "sve");
     found
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn cpu_features() -> Vec<&'static str> {
-    Vec::new()
 }
 
 /// The driver's version and the names of the GPUs, from what the driver itself publishes.

@@ -43,7 +43,7 @@ pub(super) unsafe fn with_minima<S: Simd, C: Codes, const T: usize>(
             let dmin = s.sub(s.splat(0.0), s.load_f16(numbers.add(16)));
             for part in 0..PARTS {
                 let b = block * PARTS + part;
-                fetch_ahead(w.bytes, b, bytes / PARTS);
+                fetch_ahead(s, w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
                 let scale = s.mul(d, s.load_i8(scales.add(16 * part).cast()));
                 let minimum = s.mul(dmin, s.load_i8(minima.add(16 * part).cast()));
@@ -69,12 +69,7 @@ pub(super) unsafe fn with_minima<S: Simd, C: Codes, const T: usize>(
 #[inline(always)]
 unsafe fn dot16<S: Simd>(s: S, i: S::I, q: [S::B; 4], x: *const i8) -> S::F {
     // SAFETY: the caller's promise.
-    unsafe {
-        let i = s.dot7(i, q[0], x);
-        let i = s.dot7(i, q[1], x.add(4));
-        let i = s.dot7(i, q[2], x.add(8));
-        s.to_f32(s.dot7(i, q[3], x.add(12)))
-    }
+    s.to_f32(unsafe { s.four_dot7(i, q, x) })
 }
 
 /// 16 columns of weights for a kernel with a scale for each.
@@ -161,7 +156,7 @@ pub(super) unsafe fn halves<S: Simd, C: Codes, const T: usize>(
             let d = s.mul(d, s.splat(const { 1.0 / C::FACTOR }));
             for part in 0..PARTS {
                 let b = block * PARTS + part;
-                fetch_ahead(w.bytes, b, bytes / PARTS);
+                fetch_ahead(s, w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
                 let scales = scales.add(32 * part);
                 let first = Half {
@@ -208,7 +203,7 @@ pub(super) unsafe fn halves_with_minima<S: Simd, C: Codes, const T: usize>(
             let dmin = s.mul(s.splat(1.0 / 32.0), s.load_f16(numbers.add(16)));
             for part in 0..PARTS {
                 let b = block * PARTS + part;
-                fetch_ahead(w.bytes, b, bytes / PARTS);
+                fetch_ahead(s, w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
                 let (scales, minima) = (scales.add(32 * part), minima.add(32 * part));
                 let first = Half {

@@ -7,7 +7,7 @@ use super::codes::{Codes, Five, Four, Six, Three, Two};
 use super::kblocks::{halves, halves_with_minima, with_minima};
 use super::pack::{Format, TILE};
 use crate::activations::PanelData;
-use crate::simd::{Kernel, Simd, prefetch};
+use crate::simd::{LaneKernel, Simd, prefetch};
 
 /// Most rows in a panel of any instruction set.
 pub const MOST: usize = 16;
@@ -43,21 +43,23 @@ macro_rules! with_constant {
         }
     };
     (@@ $s:ident, $K:ident, $n:literal, {$($field:ident),*}) => {
-        $s.call($K::<$n> { $($field),* })
+        $s.call_by_lanes($K::<$n> { $($field),* })
     };
 }
 
 /// Makes a function of lanes and a constant `T` a kernel of its own, so that it is compiled once
 /// for each instruction set and number of rows, whoever calls it.
 macro_rules! kernel {
-    ($K:ident<$a:lifetime> = $f:ident $(<$C:ty>)? { $($field:ident: $type:ty),* }) => {
+    ($K:ident<$a:lifetime> = $f:ident $(<$C:ty>)?, $held:expr, {
+        $($field:ident: $type:ty),*
+    }) => {
         struct $K<$a, const T: usize> { $($field: $type),* }
 
-        impl<const T: usize> Kernel for $K<'_, T> {
-            type Output = ();
+        impl<const T: usize> LaneKernel for $K<'_, T> {
+            const HELD: usize = $held;
 
             #[inline(always)]
-            fn run<S: Simd>(self, s: S) {
+            fn run<S: Simd>(&mut self, s: S) {
                 // SAFETY: made in `multiply` only, which has checked the lengths.
                 unsafe { $f::<S, $($C,)? T>(s, $(self.$field),*) }
             }
@@ -68,7 +70,8 @@ macro_rules! kernel {
 /// A kernel of quantised weights.
 macro_rules! quantised {
     ($($K:ident = $f:ident $(<$C:ty>)?;)*) => {$(
-        kernel!($K<'a> = $f $(<$C>)? {
+        // A block's codes are held for the next row; one row takes them as they come.
+        kernel!($K<'a> = $f $(<$C>)?, if T == 1 { 1 } else { 8 + T }, {
             tile: TileData<'a>, panel: PanelData<'a>, sums: &'a mut Sums
         });
     )*};
@@ -87,21 +90,35 @@ quantised! {
     Q5K = with_minima<Five>;
     Q6K = halves<Six>;
 }
-kernel!(F16<'a> = f16 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
-kernel!(BF16<'a> = bf16 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
-kernel!(F32<'a> = f32 { tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums });
+
+/// A kernel of floating-point weights.
+macro_rules! floating {
+    ($($K:ident = $f:ident;)*) => {$(
+        kernel!($K<'a> = $f, 1 + T, {
+            tile: TileData<'a>, float: &'a [f32], stride: usize, sums: &'a mut Sums
+        });
+    )*};
+}
+
+floating! {
+    F16 = f16;
+    BF16 = bf16;
+    F32 = f32;
+}
 
 /// Blocks from what is computed to what is asked for. Tiles lie one after the other, so a tile's
 /// last blocks ask for the next tile's first.
 const AHEAD: usize = 28;
 
-/// Asks for block `b`'s share (`bytes` of them) of the bytes that lie `AHEAD` blocks further on: a batch is computed
-/// while the weights for what follows are on their way.
+/// Asks for block `b`'s share (`bytes` of them) of the bytes that lie `AHEAD` blocks further on: a
+/// batch is computed while the weights for what follows are on their way.
 #[inline(always)]
-pub(super) fn fetch_ahead(tile: &[u8], b: usize, bytes: usize) {
-    let from = tile.as_ptr().wrapping_add((AHEAD + b) * bytes);
-    for line in (0..bytes).step_by(64) {
-        prefetch(from.wrapping_add(line));
+pub(super) fn fetch_ahead<S: Simd>(s: S, tile: &[u8], b: usize, bytes: usize) {
+    if s.leads() {
+        let from = tile.as_ptr().wrapping_add((AHEAD + b) * bytes);
+        for line in (0..bytes).step_by(64) {
+            prefetch(from.wrapping_add(line));
+        }
     }
 }
 
@@ -113,14 +130,8 @@ pub(super) fn fetch_ahead(tile: &[u8], b: usize, bytes: usize) {
 pub(super) unsafe fn dot32<S: Simd>(s: S, i: S::I, q: &[S::B; 8], x: *const i8) -> S::I {
     // SAFETY: the caller's promise.
     unsafe {
-        let i = s.dot7(i, q[0], x);
-        let i = s.dot7(i, q[1], x.add(4));
-        let i = s.dot7(i, q[2], x.add(8));
-        let i = s.dot7(i, q[3], x.add(12));
-        let i = s.dot7(i, q[4], x.add(16));
-        let i = s.dot7(i, q[5], x.add(20));
-        let i = s.dot7(i, q[6], x.add(24));
-        s.dot7(i, q[7], x.add(28))
+        let i = s.four_dot7(i, [q[0], q[1], q[2], q[3]], x);
+        s.four_dot7(i, [q[4], q[5], q[6], q[7]], x.add(16))
     }
 }
 
@@ -224,7 +235,7 @@ unsafe fn centred<S: Simd, C: Codes, const T: usize>(
     for b in 0..blocks {
         // SAFETY: block `b` of tile and panel.
         unsafe {
-            fetch_ahead(w.bytes, b, C::BYTES + 32);
+            fetch_ahead(s, w.bytes, b, C::BYTES + 32);
             let q = C::load(s, codes.add(b * C::BYTES));
             let d = s.load_f16(scales.add(b * 32).cast());
             each!(t, {
@@ -259,7 +270,7 @@ unsafe fn with_minimum<S: Simd, C: Codes, const T: usize>(
     for b in 0..blocks {
         // SAFETY: block `b` of tile and panel.
         unsafe {
-            fetch_ahead(w.bytes, b, C::BYTES + 64);
+            fetch_ahead(s, w.bytes, b, C::BYTES + 64);
             let q = C::load(s, codes.add(b * C::BYTES));
             let d = s.load_f16(scales.add(b * 32).cast());
             let m = s.load_f16(minima.add(b * 32).cast());
@@ -290,7 +301,7 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
         // SAFETY: block `b` of tile and panel.
         unsafe {
             let p = codes.add(b * 512);
-            fetch_ahead(w.bytes, b, 544);
+            fetch_ahead(s, w.bytes, b, 544);
             let q = [
                 s.bytes(p),
                 s.bytes(p.add(64)),
@@ -305,15 +316,9 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
             each!(t, {
                 let e = b * T + t;
                 let x = a.codes.as_ptr().add(e * 32);
-                let mut i = s.begin8(*a.minus_sums.as_ptr().add(e));
-                i = s.dot8(i, q[0], x);
-                i = s.dot8(i, q[1], x.add(4));
-                i = s.dot8(i, q[2], x.add(8));
-                i = s.dot8(i, q[3], x.add(12));
-                i = s.dot8(i, q[4], x.add(16));
-                i = s.dot8(i, q[5], x.add(20));
-                i = s.dot8(i, q[6], x.add(24));
-                i = s.dot8(i, q[7], x.add(28));
+                let i = s.begin8(*a.minus_sums.as_ptr().add(e));
+                let i = s.four_dot8(i, [q[0], q[1], q[2], q[3]], x);
+                let i = s.four_dot8(i, [q[4], q[5], q[6], q[7]], x.add(16));
                 let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
                 acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
             });
@@ -353,7 +358,7 @@ unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &m
         // SAFETY: half of block `b / 2` of the tile, block `b` of the panel.
         unsafe {
             let p = codes.add(b * 256);
-            fetch_ahead(w.bytes, b, 288);
+            fetch_ahead(s, w.bytes, b, 288);
             let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
             let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
             let q = [
@@ -370,15 +375,9 @@ unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &m
             each!(t, {
                 let e = b * T + t;
                 let x = a.codes.as_ptr().add(e * 32);
-                let mut i = s.begin8(*a.minus_sums.as_ptr().add(e));
-                i = s.dot8(i, q[0], x);
-                i = s.dot8(i, q[1], x.add(4));
-                i = s.dot8(i, q[2], x.add(8));
-                i = s.dot8(i, q[3], x.add(12));
-                i = s.dot8(i, q[4], x.add(16));
-                i = s.dot8(i, q[5], x.add(20));
-                i = s.dot8(i, q[6], x.add(24));
-                i = s.dot8(i, q[7], x.add(28));
+                let i = s.begin8(*a.minus_sums.as_ptr().add(e));
+                let i = s.four_dot8(i, [q[0], q[1], q[2], q[3]], x);
+                let i = s.four_dot8(i, [q[4], q[5], q[6], q[7]], x.add(16));
                 let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
                 acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
             });

@@ -6,7 +6,7 @@ mod kernels;
 mod pack;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use powerband_engine::EngineError;
 use powerband_model::Tensor;

@@ -160,13 +160,18 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn inner<K: Kernel>(s: Avx2, kernel: K) -> K::Output {
             kernel.run(s)
         }
-        // SAFETY: `self` proves that the CPU has the features.
-        unsafe { inner(self, kernel) }
+        // `inline(never)` does not hold on a function with features of its own (Rust 1.95), but
+        // such a function is never inlined into one without them.
+        #[inline(never)]
+        fn outer<K: Kernel>(s: Avx2, kernel: K) -> K::Output {
+            // SAFETY: `s` proves that the CPU has the features.
+            unsafe { inner(s, kernel) }
+        }
+        outer(self, kernel)
     }
 
     lanes! {

@@ -8,7 +8,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_products;
 mod portable;
+#[cfg(test)]
+mod tests;
 
 pub use portable::Portable;
 
@@ -27,10 +33,25 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Most rows of activations that one pass over a weight tile keeps in registers.
     const PANEL: usize;
+    /// Vectors of sums that registers hold beside what is added to them.
+    const SUMS: usize = Self::PANEL;
 
     /// Runs a kernel as a function of its own, compiled with these instructions: what is called
     /// from several places is compiled once, and no function grows beyond what optimises quickly.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// The same for a kernel whose lanes have nothing to do with each other: where its vectors are
+    /// more than the registers hold, it runs for some of the lanes at a time.
+    #[inline(always)]
+    fn call_by_lanes<K: LaneKernel>(self, mut kernel: K) {
+        self.call(OfLanes(&mut kernel));
+    }
+
+    /// Does this part of the lanes come first? What serves all of them is done with it.
+    #[inline(always)]
+    fn leads(self) -> bool {
+        true
+    }
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -102,6 +123,28 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn dot7(self, acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
     /// The same for `w` = signed byte + 128, in a sum begun by [`Simd::begin8`].
     unsafe fn dot8(self, acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
+    /// [`Simd::dot7`] of four vectors and 16 bytes at `a`.
+    #[inline(always)]
+    unsafe fn four_dot7(self, acc: Self::I, w: [Self::B; 4], a: *const i8) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let acc = self.dot7(acc, w[0], a);
+            let acc = self.dot7(acc, w[1], a.add(4));
+            let acc = self.dot7(acc, w[2], a.add(8));
+            self.dot7(acc, w[3], a.add(12))
+        }
+    }
+    /// [`Simd::dot8`] of four vectors and 16 bytes at `a`.
+    #[inline(always)]
+    unsafe fn four_dot8(self, acc: Self::I, w: [Self::B; 4], a: *const i8) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let acc = self.dot8(acc, w[0], a);
+            let acc = self.dot8(acc, w[1], a.add(4));
+            let acc = self.dot8(acc, w[2], a.add(8));
+            self.dot8(acc, w[3], a.add(12))
+        }
+    }
     /// Begins a sum of [`Simd::dot8`]; `minus` is minus the sum of all the activations in it.
     fn begin8(self, minus: i32) -> Self::I;
     /// Rounds to bytes (values within -127..=127), stores them and returns their sum.
@@ -116,7 +159,13 @@ pub fn prefetch(at: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint that reads nothing.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at,
+            options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
 }
 
@@ -130,29 +179,65 @@ pub trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// Work on lanes each of which could as well be computed alone: it uses no function across lanes,
+/// and gives every memory function the address of the first of 16.
+pub trait LaneKernel {
+    /// Vectors that it keeps while it runs.
+    const HELD: usize;
+    /// Does it, perhaps for some of the lanes only.
+    fn run<S: Simd>(&mut self, s: S);
+}
+
+/// A kernel of lanes as a [`Kernel`].
+pub struct OfLanes<'a, K>(pub &'a mut K);
+
+impl<K: LaneKernel> Kernel for OfLanes<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.0.run(s);
+    }
+}
+
+/// NEON on any CPU that has it.
+#[cfg(target_arch = "aarch64")]
+type Neon = neon::Neon<neon_products::Widening>;
+/// NEON with instructions for dot products.
+#[cfg(target_arch = "aarch64")]
+type DotProd = neon::Neon<neon_products::DotProduct>;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     Portable,
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    DotProd(DotProd),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
 }
 
+/// All instruction sets, better ones later.
+const NAMES: [&str; 5] = ["scalar", "neon", "dotprod", "avx2", "avx512"];
+
 /// An instruction set that this CPU has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(Level);
 
 impl Isa {
-    /// The best one, or the one that `POWERBAND_CPU_ISA` names (`scalar`, `avx2`, `avx512`) if
-    /// this CPU has it.
+    /// The best one, or the one that `POWERBAND_CPU_ISA` names (one of [`NAMES`]) if this CPU
+    /// has it.
     pub fn detect() -> Self {
         let wish = std::env::var("POWERBAND_CPU_ISA").ok();
         if let Some(wish) = wish {
             match Self::named(&wish) {
                 Some(isa) => return isa,
                 None => tracing::warn!(
-                    "POWERBAND_CPU_ISA={wish} is unknown or not what this CPU has; use scalar, avx2 or avx512"
+                    "POWERBAND_CPU_ISA={wish} is unknown or not what this CPU has; use one of {}",
+                    NAMES.join(", ")
                 ),
             }
         }
@@ -161,16 +246,17 @@ impl Isa {
 
     /// All that this CPU has, the best last.
     pub fn all() -> Vec<Self> {
-        ["scalar", "avx2", "avx512"]
-            .into_iter()
-            .filter_map(Self::named)
-            .collect()
+        NAMES.into_iter().filter_map(Self::named).collect()
     }
 
     /// By name, if this CPU has it.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "scalar" => Some(Self(Level::Portable)),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Neon::detect().map(|s| Self(Level::Neon(s))),
+            #[cfg(target_arch = "aarch64")]
+            "dotprod" => DotProd::detect().map(|s| Self(Level::DotProd(s))),
             #[cfg(target_arch = "x86_64")]
             "avx2" => avx2::Avx2::detect().map(|s| Self(Level::Avx2(s))),
             #[cfg(target_arch = "x86_64")]
@@ -183,6 +269,10 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "scalar",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Level::DotProd(_) => "dotprod",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -194,6 +284,10 @@ impl Isa {
     pub fn panel(self) -> usize {
         match self.0 {
             Level::Portable => Portable::PANEL,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => Neon::PANEL,
+            #[cfg(target_arch = "aarch64")]
+            Level::DotProd(_) => DotProd::PANEL,
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => avx2::Avx2::PANEL,
             #[cfg(target_arch = "x86_64")]
@@ -206,6 +300,10 @@ impl Isa {
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Level::Portable => Portable.call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(s) => s.call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::DotProd(s) => s.call(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(s) => s.call(kernel),
             #[cfg(target_arch = "x86_64")]
