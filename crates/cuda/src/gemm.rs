@@ -48,6 +48,9 @@ fn threads(tokens: usize) -> u32 {
     if tokens == 256 { 384 } else { 320 }
 }
 
+/// Blocks that share the columns at most: `MOST_PARTS` in `gemm.cuh`, which adds up no more.
+const MOST_PARTS: usize = 4;
+
 /// Shared memory of a block that decodes.
 const ROOM: usize = 102 << 10;
 
@@ -173,7 +176,8 @@ impl Gemms {
         let (place, rest) = shared(product.format, tokens, row_tiles);
         let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
         // Blocks of a cluster have one item each, and the largest kernel cannot share at all.
-        let shares = self.clusters && tokens < 256 && product.k_tiles >= 2 * parts;
+        let shares =
+            self.clusters && parts <= MOST_PARTS && tokens < 256 && product.k_tiles >= 2 * parts;
         // More blocks than run at once would wait for whole clusters to end.
         let most = match (row_tiles, parts) {
             (1, _) => self.multiprocessors * 3 / 2,
