@@ -4,7 +4,9 @@
 
 use std::time::Instant;
 
-use powerband_cuda::check::{bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning};
+use powerband_cuda::check::{
+    Tuning, bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning, tuning,
+};
 use powerband_cuda::{CudaExecutor, CudaOptions, WeightQuantization};
 use powerband_engine::{EngineError, SamplingParams};
 use powerband_model::Weights;
@@ -97,15 +99,24 @@ fn main() -> Result<(), EngineError> {
         }
     }
     if words.iter().any(|a| *a == "tuning") {
-        for (skinny, layers, pace) in [(8, 16, 1), (8, 16, 2), (8, 16, 9), (8, 0, 0), (0, 0, 0)] {
-            set_tuning(&mut executor, 102 << 10, skinny, layers, pace)?;
+        let own = tuning(&mut executor);
+        let (skinny, layers) = (own.skinny, own.layers);
+        let paces = [1, 2, 3, 9].map(|pace| (skinny, layers, pace));
+        for (skinny, layers, pace) in paces.into_iter().chain([(skinny, 0, 0), (0, 0, 0)]) {
+            let other = Tuning {
+                skinny,
+                layers,
+                pace,
+                ..own
+            };
+            set_tuning(&mut executor, other)?;
             for &count in &batches {
                 let name = format!("skinny {skinny}, one {layers}, pace {pace}, batch {count}");
                 let bench = bench_decode(&mut executor, &name, count, 200, greedy.clone())?;
                 println!("{:<52} {:.3} ms", bench.name, bench.median);
             }
         }
-        set_tuning(&mut executor, 102 << 10, 8, 16, 1)?;
+        set_tuning(&mut executor, own)?;
     }
     if asked("shares") {
         for &count in &batches {

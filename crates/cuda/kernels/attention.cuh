@@ -192,12 +192,27 @@ template <int HD, int N> struct Merged {
   static constexpr int kStride = HD + 4, kFloats = DECODE_WARPS(HD, N) * N * 8 * kStride;
 };
 
-// One item; `ready` waits for the queries and the newest keys and values. `merged` has room for
-// `Merged::kFloats`, `flag` for one number. AHEAD: a block is asked for while the one before is worked on, which
-// takes registers that more warps on a multiprocessor would make better use of, where there are more.
-template <typename T, int KIND, int HD, int N, bool AHEAD, typename Ready>
+// Queries, keys and values that kernels ahead have left.
+struct Finished {
+  static constexpr bool kSameKernel = false;
+  const void *queries;
+  int q_dim;
+
+  template <typename T> __device__ const T *row(int token) const {
+    return reinterpret_cast<const T *>(queries) + (size_t)token * q_dim;
+  }
+  __device__ void wait() const { wait_for_inputs(); }
+  __device__ void store(void *out, int token, int col, int tiles, uint32_t two) const {
+    *reinterpret_cast<uint32_t *>(reinterpret_cast<uint16_t *>(out) + tile_at(token, col, tiles)) = two;
+  }
+};
+
+// One item; `source` has the queries and the newest keys and values. `merged` has room for `Merged::kFloats`, `flag`
+// for one number. AHEAD: a block is asked for while the one before is worked on, which takes registers that more
+// warps on a multiprocessor would make better use of, where there are more.
+template <typename T, int KIND, int HD, int N, bool AHEAD, typename Source>
 static __device__ inline void attend_span(const AttentionParams &p, const Span &span, int index, int kv_head, int split,
-                                          float *merged, int *flag, Ready ready) {
+                                          float *merged, int *flag, const Source &source) {
   constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = DECODE_WARPS(HD, N), kStride = Merged<HD, N>::kStride;
   const int kind = KIND == KV_ANY ? p.kv_kind : KIND, element = kind == KV_SAME ? 2 : 1;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -216,15 +231,18 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
   // Where this block and the next lie is known before either is wanted.
   auto place_of = [&](int b) { return b < span.to ? span.blocks[b] : 0; };
   int b = span.from + warp, place = place_of(b), next = place_of(b + kWarps);
-  // All but the newest block, into which the products ahead write.
-  bool early = b < min(span.to, position / 16);
+  // All but the newest block, into which kernels ahead write.
+  bool early = b < min(span.to, Source::kSameKernel ? span.to : position / 16);
   if (early) load_keys(place), load_values(place);
-  ready();
-  const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
+  source.wait();
+  const T *query = source.template row<T>(token) + kv_head * group * HD;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     int column = n * 8 + (lane >> 2);
-    a.load_query(n, column < group ? query + column * HD : nullptr, lane);
+    if constexpr (Source::kSameKernel)
+      source.template query<kFrags>(a.query[0], query + column * HD, column < group, lane);
+    else
+      a.load_query(n, column < group ? query + column * HD : nullptr, lane);
   }
   if (!early && b < span.to) load_keys(place), load_values(place);
   for (; b < span.to; b += kWarps) {
@@ -235,6 +253,8 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
     if (kind != KV_SAME)
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) widen_fragment<T>(keys[f], kind), widen_fragment<T>(values[f], kind);
+    if constexpr (Source::kSameKernel)
+      if (b == position / 16) source.template patch<kFrags>(keys, values, token, kv_head, position & 15, lane);
     int first[N][2], last[N][2];
 #pragma unroll
     for (int n = 0; n < N; ++n)
@@ -285,7 +305,7 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
     int head = kv_head * group + column;
     if (splits == 1) {
       uint32_t two = Pair<T>::pack(v.x / sum, v.y / sum);
-      *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.out) + tile_at(token, head * HD + dim, p.out_tiles)) = two;
+      source.store(p.out, token, head * HD + dim, p.out_tiles, two);
     } else {
       float *to = p.partial + ((size_t)(index * p.heads + head) * p.splits + split) * (HD + 2);
       to[dim] = v.x;
@@ -308,18 +328,21 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
   if (!*flag) return;
   __threadfence();
   // In a fixed order, whoever came last.
-  for (int i = threadIdx.x; i < group * HD; i += kWarps * 32) {
+  for (int i = threadIdx.x * 2; i < group * HD; i += kWarps * 64) {
     int head = kv_head * group + i / HD, dim = i % HD;
     const float *from = p.partial + (size_t)(index * p.heads + head) * p.splits * (HD + 2);
-    float top = -INFINITY, sum = 0, v = 0;
+    float top = -INFINITY, sum = 0;
+    float2 v = make_float2(0, 0);
     for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(from + s * (HD + 2) + HD));
     for (int s = 0; s < splits; ++s) {
       const float *part = from + s * (HD + 2);
       float weight = exp2f(__ldcg(part + HD) - top);
+      float2 x = __ldcg(reinterpret_cast<const float2 *>(part + dim));
       sum += weight * __ldcg(part + HD + 1);
-      v += weight * __ldcg(part + dim);
+      v.x += weight * x.x;
+      v.y += weight * x.y;
     }
-    reinterpret_cast<T *>(p.out)[tile_at(token, head * HD + dim, p.out_tiles)] = Pair<T>::one(v / sum);
+    source.store(p.out, token, head * HD + dim, p.out_tiles, Pair<T>::pack(v.x / sum, v.y / sum));
   }
 }
 
@@ -335,7 +358,8 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
   int4 sequence = Span::load(p, blockIdx.y);
   Span span;
   if ((int)blockIdx.y >= count || !span.find(p, sequence, blockIdx.z)) return;
-  attend_span<T, KIND, HD, N, false>(p, span, blockIdx.y, blockIdx.x, blockIdx.z, merged, &flag, [] { wait_for_inputs(); });
+  attend_span<T, KIND, HD, N, false>(p, span, blockIdx.y, blockIdx.x, blockIdx.z, merged, &flag,
+                                      Finished{p.query, p.q_dim});
 }
 
 #define PROMPT_WARPS 4

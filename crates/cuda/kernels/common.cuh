@@ -51,6 +51,16 @@ static __device__ __host__ inline size_t tile_at(size_t row, size_t col, size_t 
          ((((col & 63) >> 3) ^ (row & 7)) << 3) + (col & 7);
 }
 
+// The same place in tiles of the kernel of all layers (`flow.cuh`): as it is or, for weights that are codes, with what
+// a lane needs of a token's columns, eight words of two, side by side.
+static __device__ inline size_t flow_at(bool codes, size_t row, size_t col, size_t col_tiles) {
+  if (!codes) return tile_at(row, col, col_tiles);
+  int c = col & 63, word = ((c & 7) >> 1) * 8 + (c >> 4) * 2 + ((c >> 3) & 1);
+  return ((row >> 6) * col_tiles + (col >> 6)) * 4096 + (row & 63) * 64 + word * 2 + (c & 1);
+}
+// What a word of those holds before it is written.
+#define ABSENT 0xFFFFFFFFu
+
 static __device__ inline uint32_t smem_address(const void *p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }

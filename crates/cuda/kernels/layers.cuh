@@ -1,34 +1,30 @@
 // All layers of a decoding step in one kernel, for up to N times eight tokens. One block lives on each
-// multiprocessor from the first layer to the last; the blocks share out the items of every product and meet
-// between products. What that saves is not launches but stillness: the weights of a layer are known long
-// before its inputs are, so that each warp's ring of them fills on across products, layers and meetings.
+// multiprocessor from the first layer to the last; the blocks share out the items of every product and hand their
+// results on as `flow.cuh` says. What that saves is not launches but stillness: the weights of a layer are known
+// long before its inputs are, so that each warp's ring of them fills on across products and layers.
 //
-// Eight warps multiply and attend; a ninth meets the other blocks; a tenth asks for weights, no faster than they
-// come: what is asked for at once stands before the activations that the others wait for. Sums have a fixed
-// order and no block takes work by arrival: the same input gives the same bits.
+// Eight warps multiply and attend; a ninth brings parameters and meets the other blocks, a layer behind; a tenth asks
+// for weights, no faster than they come: what is asked for at once stands before the activations that the others wait
+// for. Sums have a fixed order and no block takes work by arrival: the same input gives the same bits.
 #pragma once
-#include "attention.cuh"
-#include "skinny.cuh"
-
-// A layer as it lies in the GPU's memory.
-struct LayerParams {
-  GemmParams product[4]; // query/key/value, output, gate and up, down
-  AttentionParams attention;
-};
+#include "flow.cuh"
 
 // Tiles of columns in a place of a ring, and places: as many as shared memory has room for; `layers.rs`.
-template <typename W> struct LayerRing { static constexpr int kTiles = 4, kDepth = W::kBits == 4 ? 8 : 5; };
-template <> struct LayerRing<Plain> { static constexpr int kTiles = 2, kDepth = 6; };
+template <typename W, int HD> struct LayerRing { static constexpr int kTiles = 4, kDepth = W::kBits == 4 ? 8 : 5; };
+template <int HD> struct LayerRing<Plain, HD> { static constexpr int kTiles = 2, kDepth = HD > 64 ? 5 : 6; };
 
-// How the copy engine sees the weights of one product in all layers: [layers][tiles][words of eight bytes].
+// How the copy engine sees the weights of one product in all layers: [layers][tiles][words of eight bytes]. The head is
+// one of one layer.
 struct alignas(64) TensorMap { uint64_t opaque[16]; };
 
 struct LayersParams {
-  TensorMap weights[4];
+  TensorMap weights[5];
   const LayerParams *layers;
   uint32_t *met;         // blocks that have come to all meetings so far, zero at the start
-  int row_tiles[4], k_tiles[4];
+  int row_tiles[5], k_tiles[5];
+  int first[5];          // the block that has a product's first item; the others follow in turn
   int count, tokens, splits, kv_heads;
+  int head; // the last layer has a product more
   int pace; // places of a warp's ring that are on their way at once, at most
 };
 
@@ -37,7 +33,8 @@ struct LayersParams {
 #define LAYER_THREADS 288
 static __device__ inline void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
 static __device__ inline void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
-// Named barriers beside those of the products: all of the block have finished; all blocks have.
+// Named barriers beside those of the products: all of the block have finished a layer; all blocks had finished the
+// one before.
 #define ALL_DONE 2
 #define ALL_MET 3
 static __device__ inline void barrier_come(int id) {
@@ -47,45 +44,60 @@ static __device__ inline void barrier_meet(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(LAYER_THREADS) : "memory");
 }
 
-// A block that never comes (there was no room for it) must not hang the GPU for good. Tries are counted, some two
-// seconds of them, not time: that goes on while the GPU is lent to others.
-#define MOST_TRIES 3000000u
 static __device__ inline void meet_blocks(uint32_t *met, uint32_t until) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(met) : "memory");
-  for (uint32_t tries = 0;; ++tries) {
+  Patience patience;
+  while (true) {
     uint32_t now;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(met) : "memory");
     if (now >= until) return;
-    if (tries == MOST_TRIES) __trap();
+    __nanosleep(200);
+    patience.lose();
   }
 }
 
-// The first of a product's items that belongs to this block: items are dealt on from one product to the next,
-// so that over a layer all blocks have as many.
-static __device__ inline int first_item(int dealt) {
-  int first = (int)blockIdx.x - dealt;
+// The first item of this block of those that are dealt from block `from` on.
+static __device__ inline int first_item(int from) {
+  int first = (int)blockIdx.x - from;
   return first < 0 ? first + (int)gridDim.x : first;
 }
 
-// What a warp multiplies from the first layer to the last.
-template <int TILES> struct Course {
-  Walk<TILES> walk;
-  int layer, product, dealt; // items dealt before the product's
+// The block that has the first item of attention.
+static __device__ inline int attend_from(const LayersParams &p) { return (p.first[0] + p.row_tiles[0] * 4) % gridDim.x; }
 
-  __device__ void start(const LayersParams &p, int warp) {
-    layer = product = dealt = 0;
-    walk.start(p.row_tiles[0], p.k_tiles[0], blockIdx.x, gridDim.x, warp);
+static __device__ inline int products(const LayersParams &p, int layer) { return p.head && layer + 1 == p.count ? 5 : 4; }
+
+// What a warp multiplies from the first layer to the last: every eighth group of tiles of each item.
+template <int TILES> struct Course {
+  int layer, product, item, group, per_item, items, warp;
+
+  __device__ void start(const LayersParams &p, int of) {
+    layer = product = 0, warp = of;
+    begin(p);
+    settle(p);
   }
-  // Is there something left? It is at `walk` then.
-  __device__ bool more(const LayersParams &p, int warp) {
-    while (!walk.more() && layer < p.count) {
-      dealt = (dealt + p.row_tiles[product] * 4) % gridDim.x;
-      if (++product == 4) product = 0, ++layer;
-      if (layer < p.count)
-        walk.start(p.row_tiles[product], p.k_tiles[product], first_item(dealt), gridDim.x, warp);
+  __device__ void begin(const LayersParams &p) {
+    items = p.row_tiles[product] * 4, per_item = (p.k_tiles[product] + TILES - 1) / TILES;
+    item = warp < per_item ? first_item(p.first[product]) : items;
+    group = warp;
+  }
+  __device__ void settle(const LayersParams &p) {
+    while (item >= items && layer < p.count) {
+      if (++product == products(p, layer)) product = 0, ++layer;
+      begin(p);
     }
-    return walk.more();
   }
+  __device__ bool more(const LayersParams &p) const { return layer < p.count; }
+  // The layer as the product's tensor map counts it.
+  __device__ int depth() const { return product == 4 ? 0 : layer; }
+  __device__ void advance(const LayersParams &p) {
+    group += SKINNY_WARPS;
+    if (group < per_item) return;
+    group = warp, item += gridDim.x;
+    settle(p);
+  }
+  // Tiles of the matrix before this group's row of tiles and columns.
+  __device__ int tile(const LayersParams &p) const { return (item >> 2) * p.k_tiles[product] + group * TILES; }
 };
 
 // A warp's ring, filled by the copy engine: on the way of plain loads, the activations that a product waits for
@@ -115,7 +127,7 @@ static __device__ inline void supply(const LayersParams &p, uint32_t rings, uint
   ring.start(rings, barriers, lane & 7);
   Course<S::kTiles> course;
   course.start(p, lane & 7);
-  bool more = lane < SKINNY_WARPS && course.more(p, lane & 7);
+  bool more = lane < SKINNY_WARPS && course.more(p);
   // The place that must have come before the next one is asked for.
   int pace = min(p.pace, DEPTH), round = 0, late = 0;
   uint32_t late_turn = 0;
@@ -130,91 +142,109 @@ static __device__ inline void supply(const LayersParams &p, uint32_t rings, uint
                      "n"(S::kBytes) : "memory");
         asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                      ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring.at(ring.place)),
-                     "l"(p.weights + course.product), "r"((course.walk.item & 3) * (S::kSlabBytes / 8)),
-                     "r"(course.walk.tile()), "r"(course.layer), "r"(bar), "l"(policy) : "memory");
+                     "l"(p.weights + course.product), "r"((course.item & 3) * (S::kSlabBytes / 8)),
+                     "r"(course.tile(p)), "r"(course.depth()), "r"(bar), "l"(policy) : "memory");
       }
       __syncwarp();
     }
     if (!go) continue;
-    course.walk.advance();
-    more = course.more(p, lane);
+    course.advance(p);
+    more = course.more(p);
     ring.turn();
     if (++round > pace && ++late == DEPTH) late = 0, late_turn ^= 1;
   }
 }
 
-// The ninth warp: brings each layer's parameters and meets the other blocks.
-static __device__ inline void conduct(const LayersParams &p, LayerParams *shared, int lane) {
-  constexpr int kWords = sizeof(LayerParams) / 4, kMine = (kWords + 31) / 32;
-  uint32_t words[kMine];
-  auto bring = [&](int layer) {
-    const uint32_t *from = reinterpret_cast<const uint32_t *>(p.layers + layer);
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) words[i] = i * 32 + lane < kWords ? from[i * 32 + lane] : 0;
-  };
-  auto keep = [&] {
-    uint32_t *to = reinterpret_cast<uint32_t *>(shared);
-#pragma unroll
-    for (int i = 0; i < kMine; ++i)
-      if (i * 32 + lane < kWords) to[i * 32 + lane] = words[i];
-    __syncwarp();
-    if (lane < 4) shared->product[lane].tokens = p.tokens;
-    if (lane == 4) shared->attention.splits = p.splits;
-    __syncwarp();
-  };
-  bring(0);
-  keep();
-  wait_for_inputs();
-  barrier_come(ALL_MET);
-  // Query/key/value, attention, output, gate and up, down; nobody meets after the last.
-  int meetings = p.count * 5 - 1;
-  for (int m = 0; m < meetings; ++m) {
-    bool last = m % 5 == 4;
-    if (last) bring(m / 5 + 1);
-    barrier_meet(ALL_DONE);
-    if (last) keep();
-    if (lane == 0) meet_blocks(p.met, (uint32_t)(m + 1) * gridDim.x);
-    __syncwarp();
-    barrier_come(ALL_MET);
-  }
-}
-
-// The attention of a layer, of the heads and sequences that fall to this block; all of its eight warps.
-template <int HD>
-static __device__ inline void attend_share(const AttentionParams &p, int kv_heads, int first, float *merged, int *flag) {
-  int each = *p.count * kv_heads;
-  bool met = false;
+// What attention of a later layer will read of the cache moves to the second-level cache: all but endless contexts.
+#define MOST_EARLY_BLOCKS 128
+static __device__ inline void look_into_cache(const AttentionParams &p, int kv_heads, int first, int lane) {
+  int each = *p.count * kv_heads, head_bytes = p.kv_dim / kv_heads * 32 * (p.kv_kind == KV_SAME ? 2 : 1);
   for (int i = first; i < each * p.splits; i += gridDim.x) {
     int split = i / each, index = i % each / kv_heads, head = i % kv_heads;
     Span span;
     if (!span.find(p, Span::load(p, index), split)) continue;
-    if (met) consumers_sync(); // `merged` has been read
-    attend_span<bf16, KV_ANY, HD, 1, true>(p, span, index, head, split, merged, flag, [&] {
-      if (!met) barrier_meet(ALL_MET);
-    });
-    met = true;
+    int to = min(span.to, span.from + MOST_EARLY_BLOCKS);
+    for (int b = span.from; b < to; ++b) {
+      const char *at = p.cache + ((size_t)span.blocks[b] * kv_heads + head) * head_bytes;
+      for (int byte = lane * 128; byte < head_bytes; byte += 32 * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(at + byte));
+    }
   }
-  if (!met) barrier_meet(ALL_MET);
+}
+
+// The ninth warp: brings each layer's parameters, and meets the other blocks when this one has finished a layer.
+static __device__ inline void conduct(const LayersParams &p, LayerParams *shared, int lane) {
+  constexpr int kWords = sizeof(LayerParams) / 4;
+  // Only sequences that there are: what nobody computes would be waited for.
+  int tokens = 0;
+  auto bring = [&](int layer) {
+    if (layer >= p.count) return;
+    LayerParams &here = shared[layer & 1];
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(p.layers + layer);
+    uint32_t *to = reinterpret_cast<uint32_t *>(&here);
+    for (int i = lane; i < kWords; i += 32) to[i] = from[i];
+    __syncwarp();
+    if (layer == 0) tokens = min(p.tokens, *here.attention.count);
+    if (lane < 5) here.product[lane].tokens = tokens;
+    if (lane == 5) here.attention.splits = p.splits;
+    __syncwarp();
+  };
+  auto look = [&](int layer) {
+    if (layer < p.count) look_into_cache(shared[layer & 1].attention, p.kv_heads, first_item(attend_from(p)), lane);
+  };
+  bring(0);
+  bring(1);
+  wait_for_inputs();
+  barrier_come(ALL_MET);
+  look(0);
+  look(1);
+  for (int n = 0; n + 1 < p.count; ++n) {
+    barrier_meet(ALL_DONE);
+    bring(n + 2);
+    if (lane == 0) meet_blocks(p.met, (uint32_t)(n + 1) * gridDim.x);
+    __syncwarp();
+    barrier_come(ALL_MET);
+    look(n + 2);
+  }
+}
+
+// The attention of a layer, of the heads and sequences that fall to this block; all of its eight warps.
+template <int HD, bool CODES>
+static __device__ inline void attend_share(const LayerParams &layer, int kv_heads, int first, float *merged, int *flag) {
+  const AttentionParams &p = layer.attention;
+  int each = *p.count * kv_heads;
+  Flowing<CODES> source = {reinterpret_cast<const bf16 *>(p.query), layer.clear_attended, p.q_dim, p.kv_dim};
+  bool some = false;
+  for (int i = first; i < each * p.splits; i += gridDim.x) {
+    int split = i / each, index = i % each / kv_heads, head = i % kv_heads;
+    Span span;
+    if (!span.find(p, Span::load(p, index), split)) continue;
+    consumers_sync(); // sums, or what was merged before, have been read
+    some = true;
+    attend_span<bf16, KV_ANY, HD, 1, true>(p, span, index, head, split, merged, flag, source);
+  }
+  if (some) consumers_sync();
 }
 
 // Bytes of shared memory for sums, and for attention in their place.
-template <int N> struct SumBytes {
-  static constexpr int kSums = Sums<N>::kFloats * 4, kMerged = Merged<128, 1>::kFloats * 4;
+template <int N, int HD> struct SumBytes {
+  static constexpr int kSums = FlowSums<N>::kFloats * 4, kMerged = Merged<HD, 1>::kFloats * 4;
   static constexpr int value = kSums > kMerged ? kSums : kMerged;
 };
 
-// Shared memory: the rings, sums, factors of norms, the layer's parameters, the rings' barriers, a table.
+// Shared memory: the rings, sums, factors of norms, two layers' parameters, the rings' barriers, a table.
 template <typename W, int N, int HD>
 static __device__ inline void layers(const LayersParams &p) {
-  constexpr int kDepth = LayerRing<W>::kDepth;
-  typedef Share<W, LayerRing<W>::kTiles> S;
+  typedef LayerRing<W, HD> R;
+  constexpr int kDepth = R::kDepth;
+  typedef Share<W, R::kTiles> S;
   extern __shared__ __align__(1024) char smem[];
   char *at = smem + SKINNY_WARPS * kDepth * S::kBytes;
   float *sums = reinterpret_cast<float *>(at);
-  float *scale = reinterpret_cast<float *>(at + SumBytes<N>::value);
+  float *scale = reinterpret_cast<float *>(at + SumBytes<N, HD>::value);
   int *flag = reinterpret_cast<int *>(scale + 8 * N);
-  LayerParams *layer = reinterpret_cast<LayerParams *>(flag + 4);
-  uint64_t *bars = reinterpret_cast<uint64_t *>(layer + 1);
+  LayerParams *params = reinterpret_cast<LayerParams *>(flag + 4);
+  uint64_t *bars = reinterpret_cast<uint64_t *>(params + 2);
   char *rest = reinterpret_cast<char *>(bars + SKINNY_WARPS * kDepth * 2);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   uint32_t rings = smem_address(smem), barriers = smem_address(bars);
@@ -225,7 +255,7 @@ static __device__ inline void layers(const LayersParams &p) {
   __syncthreads();
   if (warp >= SKINNY_WARPS) {
     leave_registers();
-    if (warp == SKINNY_WARPS) conduct(p, layer, lane);
+    if (warp == SKINNY_WARPS) conduct(p, params, lane);
     if (warp == SKINNY_WARPS + 1) supply<S, kDepth>(p, rings, barriers, lane);
     return;
   }
@@ -240,21 +270,21 @@ static __device__ inline void layers(const LayersParams &p) {
   wait_for_inputs();
   barrier_meet(ALL_MET);
 
-  int dealt = 0;
+  Turns turns;
+  int attends = first_item(attend_from(p));
   for (int n = 0; n < p.count; ++n) {
+    const LayerParams &layer = params[n & 1];
+    int last = products(p, n);
 #pragma unroll 1
-    for (int product = 0; product < 4; ++product) {
-      const GemmParams &g = layer->product[product];
-      multiply_items<bf16, S, N>(g, first_item(dealt), gridDim.x, ring, sums, scale, table, refill);
-      dealt = (dealt + g.row_tiles * 4) % gridDim.x;
-      if (n + 1 == p.count && product == 3) break;
-      barrier_come(ALL_DONE);
-      if (product == 0) {
-        attend_share<HD>(layer->attention, p.kv_heads, first_item(dealt), sums, flag);
-        barrier_come(ALL_DONE);
-      }
-      barrier_meet(ALL_MET);
+    for (int product = 0; product < last; ++product) {
+      // All blocks have finished the layer before: this one's last product clears what that one used.
+      if (product == 3 && n > 0) barrier_meet(ALL_MET);
+      flow_items<S, N>(layer.product[product], layer.flow[product], first_item(p.first[product]), gridDim.x, ring,
+                       turns, sums, scale, table, refill);
+      if (product == 0)
+        attend_share<HD, Hand<S>::kCodes>(layer, p.kv_heads, attends, sums, flag);
     }
+    if (n + 1 < p.count) barrier_come(ALL_DONE);
   }
 }
 
@@ -265,7 +295,7 @@ static __device__ inline void layers(const LayersParams &p) {
 #define LAYERS_BODY(W, N, HD)
 #endif
 #define LAYERS_OF(NAME, W, N, HD)                                                                  \
-  extern "C" __global__ void __launch_bounds__(384, 1)                             \
+  extern "C" __global__ void __launch_bounds__(384, 1)                                             \
       layers_##NAME##_##N##_##HD(const __grid_constant__ LayersParams p) {                         \
     LAYERS_BODY(W, N, HD);                                                                         \
   }

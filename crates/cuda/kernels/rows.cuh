@@ -3,35 +3,44 @@
 #include "cache.cuh"
 #include "pack.cuh"
 
-// A step arrives in memory of the host and is copied by the GPU itself, so that one graph serves
-// every step: which of the host's places it is in, the GPU counts along.
+// A step arrives packed, in one of a ring of places, while the step before is computed, and is spread out when its turn
+// has come, so that one graph serves every step: which of the places it is in, the GPU counts along.
 #define STEP_PARTS 12
 struct StepParams {
-  const char *host; // [ring] steps
-  char *step;       // our copy
-  const int *turn;  // which of the ring
-  uint32_t stride;  // of the ring
-  uint32_t at[STEP_PARTS]; // offsets of the parts; the first is the header: bytes of each part
+  const char *packed; // [ring] steps: their parts one after the other, each in whole pieces of 16 bytes
+  char *step;         // spread out
+  const int *turn;    // which of the ring
+  uint32_t stride;    // of the ring
+  uint32_t at[STEP_PARTS]; // where the parts go; the first is the header, which begins with the bytes of each part
 };
 
 // grid: any
-static __device__ inline void copy_step(const StepParams &p) {
+static __device__ inline void spread_step(const StepParams &p) {
   let_next_start();
   wait_for_inputs();
-  const char *from = p.host + (size_t)*p.turn * p.stride;
+  const char *from = p.packed + (size_t)*p.turn * p.stride;
   int mine = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;
   const int *bytes = reinterpret_cast<const int *>(from);
-  int sizes[STEP_PARTS];
+  int pieces[STEP_PARTS];
 #pragma unroll
   for (int part = 0; part < STEP_PARTS; part += 4) {
     int4 four = *reinterpret_cast<const int4 *>(bytes + part);
-    sizes[part] = four.x, sizes[part + 1] = four.y, sizes[part + 2] = four.z, sizes[part + 3] = four.w;
+    pieces[part] = (four.x + 15) / 16, pieces[part + 1] = (four.y + 15) / 16;
+    pieces[part + 2] = (four.z + 15) / 16, pieces[part + 3] = (four.w + 15) / 16;
   }
+  // What most steps have of all parts is under way at once.
+  uint4 first[STEP_PARTS];
+  const uint4 *at = reinterpret_cast<const uint4 *>(from);
 #pragma unroll
-  for (int part = 0; part < STEP_PARTS; ++part)
-    for (int i = mine; i * 16 < sizes[part]; i += all)
-      *reinterpret_cast<uint4 *>(p.step + p.at[part] + i * 16) =
-          *reinterpret_cast<const uint4 *>(from + p.at[part] + i * 16);
+  for (int part = 0; part < STEP_PARTS; at += pieces[part++])
+    if (mine < pieces[part]) first[part] = at[mine];
+  at = reinterpret_cast<const uint4 *>(from);
+#pragma unroll
+  for (int part = 0; part < STEP_PARTS; at += pieces[part++]) {
+    uint4 *to = reinterpret_cast<uint4 *>(p.step + p.at[part]);
+    if (mine < pieces[part]) to[mine] = first[part];
+    for (int i = mine + all; i < pieces[part]; i += all) to[i] = at[i];
+  }
 }
 
 struct RowsParams {
@@ -51,6 +60,11 @@ struct RowsParams {
   void *gathered;
   float *gathered_squares;
   uint32_t *met;          // `layers.cuh`'s count, which starts each step at zero
+  // For the kernel of all layers, or null: its first input, and its last output, which is absent as yet; the latter's
+  // squares are [tokens][parts].
+  void *flow_next, *absent_next;
+  uint32_t *absent_squares;
+  int flow_codes;
 };
 
 // grid: (tokens)
@@ -69,11 +83,18 @@ template <typename T> static __device__ inline void embed(const RowsParams &p) {
       float a = weight_at(p.format, p.embedding, id, col, p.next_tiles) * p.scale;
       float b = weight_at(p.format, p.embedding, id, col + 1, p.next_tiles) * p.scale;
       *reinterpret_cast<float2 *>(p.hidden + (size_t)token * p.width + col) = make_float2(a, b);
-      *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.next) + tile_at(token, col, p.next_tiles)) =
-          Pair<T>::pack(a * p.next_norm[col], b * p.next_norm[col + 1]);
+      uint32_t two = Pair<T>::pack(a * p.next_norm[col], b * p.next_norm[col + 1]);
+      *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.next) + tile_at(token, col, p.next_tiles)) = two;
+      if (p.flow_next) {
+        size_t at = flow_at(p.flow_codes, token, col, p.next_tiles);
+        *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.flow_next) + at) = two;
+        *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(p.absent_next) + at) = ABSENT;
+      }
       sum = a * a + b * b;
     }
     sum = warp_sum(sum);
+    if (p.flow_next && lane < p.square_parts)
+      p.absent_squares[(token * p.next_tiles + tile) * p.square_parts + lane] = ABSENT;
     if (lane < p.square_parts)
       p.squares[(tile * p.square_parts + lane) * p.square_stride + token] = lane == 0 ? sum : 0;
   }
@@ -150,5 +171,5 @@ template <typename T> static __device__ inline void norm_heads(const HeadsParams
   extern "C" __global__ void embed_##T(const __grid_constant__ RowsParams p) { embed<T>(p); }      \
   extern "C" __global__ void norm_heads_##T(const __grid_constant__ HeadsParams p) { norm_heads<T>(p); }
 ROWS(bf16)
-extern "C" __global__ void take_step(const __grid_constant__ StepParams p) { copy_step(p); }
+extern "C" __global__ void take_step(const __grid_constant__ StepParams p) { spread_step(p); }
 extern "C" __global__ void gather_rows(const __grid_constant__ RowsParams p) { gather(p); }

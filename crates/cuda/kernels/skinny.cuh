@@ -253,6 +253,34 @@ template <int N> struct Sums {
 #define SUMS_READY 4
 #define SUMS_READ 8
 
+// One best of the whole block for each token, from those of all who finish; `sums` has been read.
+template <int N>
+static __device__ inline void leave_best(const GemmParams &p, int finisher, int token, float best, int index, float *sums) {
+  constexpr int kTurns = Sums<N>::kTurns;
+#pragma unroll
+  for (int s = 1; s < 8; s <<= 1) {
+    float other = __shfl_xor_sync(~0u, best, s);
+    int there = __shfl_xor_sync(~0u, index, s);
+    if (other > best || (other == best && there < index)) best = other, index = there;
+  }
+  consumers_sync();
+  int *indices = reinterpret_cast<int *>(sums + kTurns * 8 * N);
+  if ((threadIdx.x & 7) == 0) {
+    sums[finisher * 8 * N + token] = best;
+    indices[finisher * 8 * N + token] = index;
+  }
+  consumers_sync();
+  int t = threadIdx.x;
+  if (t >= 8 * N || t >= p.tokens) return;
+  for (int f = 0; f < kTurns; ++f) {
+    float other = sums[f * 8 * N + t];
+    int there = indices[f * 8 * N + t];
+    if (f == 0 || other > best || (other == best && there < index)) best = other, index = there;
+  }
+  p.best_value[(size_t)t * gridDim.x + blockIdx.x] = best;
+  p.best_index[(size_t)t * gridDim.x + blockIdx.x] = index;
+}
+
 // The products of all items of a block. The ring holds the first groups; `refill` puts the next one (of this
 // product or of a later one) into the place that became free. `sums` has room for `Sums::kFloats`, `scale` for
 // 8 N factors of norms.
@@ -384,30 +412,7 @@ static __device__ inline void multiply_items(const GemmParams &p, int first, int
     else if (p.epilogue == GATE) end_gate<T>(p, token, item, v);
     else end_logits(p, token, row, v, best, index);
   }
-  if (p.epilogue != LOGITS) return;
-  // One best of the whole block for each token.
-#pragma unroll
-  for (int s = 1; s < 8; s <<= 1) {
-    float other = __shfl_xor_sync(~0u, best, s);
-    int there = __shfl_xor_sync(~0u, index, s);
-    if (other > best || (other == best && there < index)) best = other, index = there;
-  }
-  consumers_sync();
-  int *indices = reinterpret_cast<int *>(sums + kTurns * 8 * N);
-  if (pair == 0) {
-    sums[finisher * 8 * N + token] = best;
-    indices[finisher * 8 * N + token] = index;
-  }
-  consumers_sync();
-  int t = threadIdx.x;
-  if (t >= 8 * N || t >= p.tokens) return;
-  for (int f = 0; f < kTurns; ++f) {
-    float other = sums[f * 8 * N + t];
-    int there = indices[f * 8 * N + t];
-    if (f == 0 || other > best || (other == best && there < index)) best = other, index = there;
-  }
-  p.best_value[(size_t)t * gridDim.x + blockIdx.x] = best;
-  p.best_index[(size_t)t * gridDim.x + blockIdx.x] = index;
+  if (p.epilogue == LOGITS) leave_best<N>(p, finisher, token, best, index, sums);
 }
 
 // Places of a warp's ring, of two tiles, in the kernel of one product, of which two share a multiprocessor.

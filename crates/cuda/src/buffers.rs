@@ -3,6 +3,8 @@
 
 use powerband_model::ModelSpec;
 
+use crate::flow::Flow;
+use crate::forward::RING;
 use crate::options::CudaOptions;
 use crate::params::LayerParams;
 use crate::step::StepLayout;
@@ -65,6 +67,10 @@ pub(crate) struct Buffers {
     /// `LayerParams` of all layers, and how often blocks have met.
     pub layers: u64,
     pub met: u64,
+    /// What the blocks of the kernel of all layers hand each other.
+    pub flow: u64,
+    /// A ring of packed steps, and the one whose turn it is, spread out.
+    pub packed: u64,
     pub step: u64,
     pub end: u64,
 }
@@ -117,6 +123,8 @@ impl Buffers {
             done: take(4),
             layers: take(spec.num_layers * size_of::<LayerParams>()),
             met: take(4),
+            flow: take(Flow::new(0, spec).bytes()),
+            packed: take(RING * layout.bytes),
             step: take(layout.bytes),
             end: 0,
         };

@@ -298,6 +298,14 @@ impl Stream {
         })
     }
 
+    /// What comes from here on waits until the other stream has come to `event`.
+    pub fn wait_for(&self, event: &Event) -> Result<()> {
+        // SAFETY: live handles.
+        check("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(self.handle, event.handle, 0)
+        })
+    }
+
     pub fn record(&self, event: &Event) -> Result<()> {
         // SAFETY: live handles.
         check("cuEventRecord", unsafe {

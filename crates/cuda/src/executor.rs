@@ -51,8 +51,11 @@ struct InFlight {
 /// The executor on an NVIDIA GPU.
 #[derive(Debug)]
 pub struct CudaExecutor {
-    // Dropped in this order: the stream first, which waits for what is under way.
+    // Dropped in this order: the streams first, which wait for what is under way.
     stream: Stream,
+    /// Steps come to the GPU here, while the one before is computed.
+    copies: Stream,
+    copied: Vec<Event>,
     graphs: Vec<(usize, Graph)>,
     events: Vec<Event>,
     steps: HostMemory,
@@ -158,17 +161,19 @@ impl CudaExecutor {
                 num_blocks,
             },
             max_model_len: options.max_model_len,
-            steps: steps.at,
             results: results.at,
             results_stride: stride,
         };
         let forward = Forward::new(&stream, &module, parts).map_err(failure)?;
-        let events = (0..RING)
-            .map(|_| Event::new(&device))
-            .collect::<Result<_, _>>();
+        let events = || {
+            let all: Result<Vec<_>, _> = (0..RING).map(|_| Event::new(&device)).collect();
+            all.map_err(failure)
+        };
         let mut this = Self {
+            copies: Stream::new(&device).map_err(failure)?,
+            copied: events()?,
             graphs: Vec::new(),
-            events: events.map_err(failure)?,
+            events: events()?,
             steps,
             results,
             forward,
@@ -308,7 +313,13 @@ impl CudaExecutor {
         if let Some(index) = graph {
             self.batch.pad(self.graphs[index].0, self.bounds.num_blocks);
         }
-        self.batch.write(&size, &layout, bytes);
+        let written = self.batch.write(&size, bytes);
+        let packed = self.forward.buffers.packed + (place * layout.bytes) as u64;
+        self.copies
+            .upload(packed, &bytes[..written])
+            .and_then(|()| self.copies.record(&self.copied[place]))
+            .and_then(|()| self.stream.wait_for(&self.copied[place]))
+            .map_err(failure)?;
         match graph {
             Some(index) => self.stream.run(&self.graphs[index].1).map_err(failure)?,
             None => {

@@ -9,7 +9,7 @@ use crate::buffers::{Buffers, SQUARE_PARTS, splits};
 use crate::driver::{DriverError, Kernel, Module, Shape, Stream};
 use crate::formats::Format;
 use crate::gemm::{Gemms, Product};
-use crate::layers::Layers;
+use crate::layers::{self, Layers};
 use crate::model::{Layer, Model, gate_up_rows};
 use crate::options::kv_kind;
 use crate::params::{
@@ -20,7 +20,7 @@ use crate::step::{Part, ROWS_AT, StepLayout, StepSize};
 
 mod layer_params;
 
-/// Steps that the host's memory holds: two in flight, one being written, one spare.
+/// Steps that are packed at once, here and in the host's memory: two in flight, one being written, one spare.
 pub(crate) const RING: usize = 4;
 
 /// The kernels that are not matrix products.
@@ -52,8 +52,7 @@ pub(crate) struct Forward {
     pub layout: StepLayout,
     pub cache: Cache,
     pub max_model_len: usize,
-    /// Rings in the host's memory: steps, and results with their stride.
-    pub steps: u64,
+    /// A ring in the host's memory: results with their stride.
     pub results: u64,
     pub results_stride: usize,
     pub gemms: Gemms,
@@ -82,7 +81,6 @@ pub(crate) struct Parts {
     pub layout: StepLayout,
     pub cache: Cache,
     pub max_model_len: usize,
-    pub steps: u64,
     pub results: u64,
     pub results_stride: usize,
 }
@@ -110,16 +108,18 @@ impl Forward {
             layout: parts.layout,
             cache: parts.cache,
             max_model_len: parts.max_model_len,
-            steps: parts.steps,
             results: parts.results,
             results_stride: parts.results_stride,
             overrides: HashMap::new(),
             skip: 0,
         };
-        let params: Vec<_> = (0..this.model.layers.len())
+        let mut params: Vec<_> = (0..this.model.layers.len())
             .map(|number| this.layer_params(number, SQUARE_PARTS, 1))
             .collect();
-        Layers::upload(stream, &this.buffers, &params)?;
+        let head = this.head_params(SQUARE_PARTS);
+        let alike = layers::alike(&this.model).map(|(format, _)| format);
+        let head = (alike == Some(this.model.formats.head)).then_some(head);
+        Layers::upload(stream, &this.model.spec, &this.buffers, &mut params, head)?;
         this.layers = Layers::new(&stream.device, module, &this.model, &this.buffers, &params)?;
         Ok(this)
     }
@@ -128,7 +128,7 @@ impl Forward {
     fn as_one(&self, size: StepSize) -> Option<&Layers> {
         let layers = self.layers.as_ref()?;
         let decodes = size.tiles == 0 && size.decoding == size.tokens && size.all_sampled;
-        let whole = self.skip & !KIND_ROWS == 0;
+        let whole = self.skip == 0;
         (decodes && whole && layers.takes(size.tokens)).then_some(layers)
     }
 
@@ -152,7 +152,8 @@ impl Forward {
     pub fn launch(&self, stream: &Stream, size: StepSize) -> Result<(), EngineError> {
         let failed = |error: DriverError| EngineError::Executor(error.to_string());
         self.begin(stream, size).map_err(failed)?;
-        match self.as_one(size) {
+        let one = self.as_one(size);
+        match one {
             Some(layers) => layers
                 .launch(stream, size.tokens, self.splits(size))
                 .map_err(failed)?,
@@ -162,13 +163,17 @@ impl Forward {
                 }
             }
         }
-        let bests = self.head(stream, size)?;
+        let bests = match one {
+            // One for each block.
+            Some(layers) if layers.head => stream.device.multiprocessors,
+            _ => self.head(stream, size)?,
+        };
         self.sample(stream, size, bests).map_err(failed)
     }
 
     fn begin(&self, stream: &Stream, size: StepSize) -> Result<(), DriverError> {
         let params = StepParams {
-            host: self.steps,
+            packed: self.buffers.packed,
             step: self.buffers.step,
             turn: self.buffers.turn,
             stride: self.layout.bytes as u32,
@@ -178,13 +183,17 @@ impl Forward {
             return Ok(());
         }
         stream.launch(&self.kernels.take_step, Shape::of((16, 1, 1), 256), &params)?;
-        let shape = Shape::of((size.tokens, 1, 1), 256);
+        // A warp for each tile of columns: one after the other they would wait for the embedding in turn.
+        let threads = (32 * self.model.spec.hidden_size.div_ceil(64)).min(1024);
+        let shape = Shape::of((size.tokens, 1, 1), threads as u32);
         stream.launch(&self.kernels.embed, shape, &self.rows(size))
     }
 
     fn rows(&self, size: StepSize) -> RowsParams {
         let (spec, b) = (&self.model.spec, &self.buffers);
         let first = self.model.layers.first();
+        let ends = self.as_one(size).map(|layers| layers.ends);
+        let ([flow_next, absent_next, absent_squares], codes) = ends.unwrap_or_default();
         RowsParams {
             embedding: self.model.embedding,
             tokens: self.part(Part::Tokens),
@@ -203,6 +212,10 @@ impl Forward {
             gathered: b.gathered,
             gathered_squares: b.gathered_squares,
             met: b.met,
+            flow_next,
+            absent_next,
+            absent_squares,
+            flow_codes: i32::from(codes),
         }
     }
 
@@ -215,7 +228,7 @@ impl Forward {
     ) -> Result<(), EngineError> {
         let failed = |error: DriverError| EngineError::Executor(error.to_string());
         let params = self.layer_params(number, self.square_parts(size), self.splits(size));
-        let [qkv, output, gate_up, down] = params.products;
+        let [qkv, output, gate_up, down, _] = params.products;
         let formats = &layer.formats;
         self.multiply(stream, KIND_QKV, formats.qkv, size.tokens, qkv)?;
         if self.model.spec.qk_norm {
@@ -353,13 +366,10 @@ impl Forward {
         Ok(())
     }
 
-    /// Returns how many best tokens each row has.
-    fn head(&self, stream: &Stream, size: StepSize) -> Result<usize, EngineError> {
-        if size.rows == 0 {
-            return Ok(0);
-        }
+    /// What the head is told, but for the number of tokens.
+    fn head_params(&self, square_parts: usize) -> GemmParams {
         let (spec, b) = (&self.model.spec, &self.buffers);
-        let mut params = GemmParams {
+        GemmParams {
             weight: self.model.head,
             row_tiles: spec.vocab_size.div_ceil(64) as i32,
             k_tiles: spec.hidden_size.div_ceil(64) as i32,
@@ -371,15 +381,23 @@ impl Forward {
             best_index: b.best_index,
             vocab: spec.vocab_size as i32,
             softcap: spec.logit_softcap.unwrap_or(0.0),
-            ..self.normed(self.square_parts(size))
-        };
+            ..self.normed(square_parts)
+        }
+    }
+
+    /// Returns how many best tokens each row has.
+    fn head(&self, stream: &Stream, size: StepSize) -> Result<usize, EngineError> {
+        if size.rows == 0 {
+            return Ok(0);
+        }
+        let mut params = self.head_params(self.square_parts(size));
         if !size.all_sampled {
             let shape = Shape::of((size.rows, 1, 1), 128);
             stream
                 .launch(&self.kernels.gather, shape, &self.rows(size))
                 .map_err(|error| EngineError::Executor(error.to_string()))?;
-            params.input = b.gathered;
-            params.squares = b.gathered_squares;
+            params.input = self.buffers.gathered;
+            params.squares = self.buffers.gathered_squares;
         }
         let format = self.model.formats.head;
         self.multiply(stream, KIND_HEAD, format, size.rows, params)

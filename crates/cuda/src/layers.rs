@@ -1,13 +1,13 @@
 //! All layers of a decoding step in one kernel: `layers.cuh`.
 
-use std::ops::RangeInclusive;
+use powerband_model::ModelSpec;
 
 use crate::buffers::Buffers;
 use crate::driver::{Device, DriverError, Kernel, Module, Shape, Stream, TensorMap};
+use crate::flow::{Flow, LEAST_LAYERS, MOST_TOKENS};
 use crate::formats::Format;
-use crate::gemm::sums_bytes;
 use crate::model::Model;
-use crate::params::{LayerParams, LayersParams, bytes_of};
+use crate::params::{GemmParams, LayerParams, LayersParams, bytes_of};
 
 /// Tokens for eight at a time: the kernels there are.
 const EIGHTS: [usize; 2] = [1, 2];
@@ -17,8 +17,9 @@ const EIGHTS: [usize; 2] = [1, 2];
 const THREADS: u32 = 384;
 
 /// Places of a warp's ring; `LayerRing` in `layers.cuh`.
-fn depth(format: Format) -> usize {
+fn depth(format: Format, head_dim: usize) -> usize {
     match format {
+        Format::Bf16 if head_dim > 64 => 5,
         Format::Bf16 => 6,
         Format::Nf4 | Format::Q4 | Format::M4 => 8,
         Format::Q8 | Format::F8 => 5,
@@ -39,26 +40,19 @@ fn pace(device: &Device) -> i32 {
 /// GB/s, between those two.
 const FAST_MEMORY: usize = 4_000;
 
-/// Tokens for which one kernel is faster, measured on an H200 (`docs/cuda.md`): there its meetings cost more than
-/// the starts of kernels, unless the products are slow because of their codes or of their tokens.
-fn used(device: &Device, format: Format) -> RangeInclusive<usize> {
-    match format {
-        Format::Bf16 if device.bandwidth > FAST_MEMORY => 5..=8,
-        _ => 1..=8,
-    }
-}
-
 /// Bytes of shared memory of a block, as `layers.cuh` lays it out.
-fn shared(format: Format, eights: usize) -> usize {
-    let rings = 8 * depth(format) * tiles(format) * format.tile_bytes() / 4;
-    let sums = sums_bytes(eights);
-    let attention = 8 * 8 * (128 + 4) * 4;
+fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
+    let depth = depth(format, head_dim);
+    let rings = 8 * depth * tiles(format) * format.tile_bytes() / 4;
+    // `FlowSums` in `flow.cuh`: places for the sums of an item, one more than there are turns.
+    let sums = (4 / eights + 1) * 8 * 8 * eights * 20 * 4;
+    let attention = 8 * 8 * (head_dim + 4) * 4;
     let factors = 8 * eights * 4 + 16;
-    let barriers = 8 * depth(format) * 16;
+    let barriers = 8 * depth * 16;
     rings
         + sums.max(attention)
         + factors
-        + size_of::<LayerParams>()
+        + 2 * size_of::<LayerParams>()
         + barriers
         + format.table_bytes()
 }
@@ -68,14 +62,18 @@ fn shared(format: Format, eights: usize) -> usize {
 pub(crate) struct Layers {
     kernels: Vec<(usize, Kernel, Shape)>,
     params: LayersParams,
-    /// Tokens for which they are used, since they are faster than a kernel for each product.
-    pub used: RangeInclusive<usize>,
+    /// They compute the head too.
+    pub head: bool,
+    /// Where embedding leaves the first input, and clears the head's and its squares; are the weights codes?
+    pub ends: ([u64; 3], bool),
+    /// Tokens up to which they are used: in all their sizes faster than a kernel for each product.
+    pub most_tokens: usize,
     /// Places of a warp's ring that are on their way at once.
     pub pace: i32,
 }
 
-/// The format of all matrices, and the bytes from one layer's to the next's.
-fn alike(model: &Model) -> Option<(Format, u64)> {
+/// The format of all layers' matrices, and the bytes from one layer's to the next's.
+pub(crate) fn alike(model: &Model) -> Option<(Format, u64)> {
     let (first, second) = (model.layers.first()?, model.layers.get(1)?);
     let format = first.formats.qkv;
     let stride = second.qkv - first.qkv;
@@ -113,12 +111,12 @@ impl Layers {
         let (Some((format, stride)), Some(first)) = (alike(model), params.first()) else {
             return Ok(None);
         };
-        if !device.has_clusters() || !heads || spec.qk_norm {
+        if !device.has_clusters() || !heads || spec.qk_norm || params.len() < LEAST_LAYERS {
             return Ok(None);
         }
         let mut kernels = Vec::new();
         for eights in EIGHTS {
-            let shared = shared(format, eights);
+            let shared = shared(format, eights, spec.head_dim);
             if shared > device.shared_per_block {
                 return Ok(None);
             }
@@ -130,29 +128,50 @@ impl Layers {
             kernels.push((eights * 8, module.kernel(&name, shared)?, shape));
         }
         let products = &first.products;
-        let [mut row_tiles, mut k_tiles] = [[0; 4]; 2];
+        let [mut row_tiles, mut k_tiles] = [[0; 5]; 2];
+        let head = params
+            .last()
+            .map_or(GemmParams::default(), |last| last.products[4]);
+        let items = |product: usize| products[product].row_tiles as usize * 4;
+        // Output and down begin at the same block, so that the same threads have the same part of the residual; the
+        // others go on from where the one before has ended.
+        let after_output = items(1) % device.multiprocessors;
+        let after_qkv = (after_output + items(0)) % device.multiprocessors;
         let mut weights = LayersParams::default().weights;
-        for (i, product) in products.iter().enumerate() {
+        for (i, product) in products[..4].iter().chain([&head]).enumerate() {
+            if product.weight == 0 {
+                continue;
+            }
             (row_tiles[i], k_tiles[i]) = (product.row_tiles, product.k_tiles);
             let tile = format.tile_bytes() as u64;
             let all = (product.row_tiles * product.k_tiles) as u64;
             weights[i] = TensorMap::new(
                 product.weight,
-                [tile / 8, all, params.len() as u64],
+                [tile / 8, all, if i == 4 { 1 } else { params.len() as u64 }],
                 [tile, stride],
                 [tile as u32 / 32, tiles(format) as u32, 1],
             )?;
         }
         Ok(Some(Self {
-            used: used(device, format),
+            most_tokens: MOST_TOKENS,
             kernels,
             pace: pace(device),
+            head: head.weight != 0,
+            ends: (Flow::new(buffers.flow, spec).ends(), format != Format::Bf16),
             params: LayersParams {
                 weights,
                 layers: buffers.layers,
                 met: buffers.met,
                 row_tiles,
                 k_tiles,
+                first: [
+                    after_output as i32,
+                    0,
+                    after_qkv as i32,
+                    0,
+                    after_output as i32,
+                ],
+                head: i32::from(head.weight != 0),
                 count: params.len() as i32,
                 kv_heads: spec.num_kv_heads as i32,
                 ..LayersParams::default()
@@ -161,9 +180,8 @@ impl Layers {
     }
 
     fn fitting(&self, tokens: usize) -> Option<&(usize, Kernel, Shape)> {
-        let used = self.used.contains(&tokens);
-        let kernels = if used { self.kernels.as_slice() } else { &[] };
-        kernels.iter().find(|(most, ..)| *most >= tokens)
+        let mut kernels = self.kernels.iter();
+        kernels.find(|(most, ..)| *most >= tokens && tokens <= self.most_tokens)
     }
 
     /// Is there a kernel for a step of so many tokens?
@@ -171,12 +189,17 @@ impl Layers {
         self.fitting(tokens).is_some()
     }
 
-    /// Puts the layers' parameters where the kernels read them.
+    /// Puts the layers' parameters where the kernels read them, and makes what the blocks hand each other absent.
     pub fn upload(
         stream: &Stream,
+        spec: &ModelSpec,
         buffers: &Buffers,
-        params: &[LayerParams],
+        params: &mut [LayerParams],
+        head: Option<GemmParams>,
     ) -> Result<(), DriverError> {
+        let flow = Flow::new(buffers.flow, spec);
+        flow.place(params, head, buffers);
+        stream.set_bytes(buffers.flow, 0xFF, flow.bytes())?;
         stream.upload(buffers.layers, bytes_of(params))?;
         stream.synchronize()
     }
@@ -207,10 +230,12 @@ mod tests {
     fn all_fit_into_a_multiprocessor_of_hopper() {
         for format in Format::ALL {
             for eights in EIGHTS {
-                let bytes = shared(format, eights);
-                assert!(bytes <= 227 << 10, "{format:?} {eights}: {bytes}");
-                // The parameters behind it hold addresses of eight bytes.
-                assert_eq!((bytes - format.table_bytes()) % 8, 0);
+                for head_dim in [64, 128] {
+                    let bytes = shared(format, eights, head_dim);
+                    assert!(bytes <= 227 << 10, "{format:?} {eights}: {bytes}");
+                    // The parameters behind it hold addresses of eight bytes.
+                    assert_eq!((bytes - format.table_bytes()) % 8, 0);
+                }
             }
         }
     }

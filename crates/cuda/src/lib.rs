@@ -9,6 +9,7 @@ pub mod check;
 mod driver;
 pub mod executor;
 mod fatbin;
+mod flow;
 mod formats;
 mod forward;
 mod gemm;

@@ -3,7 +3,7 @@
 
 use crate::driver::TensorMap;
 
-/// Parts of a step in the host's memory; `STEP_PARTS` in `rows.cuh`.
+/// Parts of a step; `STEP_PARTS` in `rows.cuh`.
 pub(crate) const STEP_PARTS: usize = 12;
 /// Most log-probabilities beside the sampled one's.
 pub(crate) const MOST_LOGPROBS: usize = 20;
@@ -88,22 +88,37 @@ plain! {
         kv_kind: i32,
         scale: f32,
     }
-    /// `layers.cuh`; query/key/value, output, gate and up, down
+    /// `flow.cuh`
+    struct FlowParams {
+        clear: u64,
+        clear_squares: u64,
+        in_stride: i32,
+        in_step: i32,
+        out_stride: i32,
+        out_step: i32,
+        leaves: i32,
+        padding: i32,
+    }
+    /// `flow.cuh`; query/key/value, output, gate and up, down; after the last layer the head
     struct LayerParams {
-        products: [GemmParams; 4],
+        products: [GemmParams; 5],
         attention: AttentionParams,
+        flow: [FlowParams; 5],
+        clear_attended: u64,
     }
     /// `layers.cuh`
     struct LayersParams {
-        weights: [TensorMap; 4],
+        weights: [TensorMap; 5],
         layers: u64,
         met: u64,
-        row_tiles: [i32; 4],
-        k_tiles: [i32; 4],
+        row_tiles: [i32; 5],
+        k_tiles: [i32; 5],
+        first: [i32; 5],
         count: i32,
         tokens: i32,
         splits: i32,
         kv_heads: i32,
+        head: i32,
         pace: i32,
     }
     /// `pack.cuh`
@@ -125,7 +140,7 @@ plain! {
     }
     /// `rows.cuh`
     struct StepParams {
-        host: u64,
+        packed: u64,
         step: u64,
         turn: u64,
         stride: u32,
@@ -150,6 +165,10 @@ plain! {
         gathered: u64,
         gathered_squares: u64,
         met: u64,
+        flow_next: u64,
+        absent_next: u64,
+        absent_squares: u64,
+        flow_codes: i32,
     }
     /// `rows.cuh`
     struct HeadsParams {

@@ -267,8 +267,8 @@ impl Batch {
         self.wanted.resize(size.max(self.wanted.len()), 0);
     }
 
-    /// Writes the arrays where the GPU reads them.
-    pub fn write(&self, size: &StepSize, layout: &StepLayout, to: &mut [u8]) {
+    /// Writes the arrays one after the other, as the GPU takes them, and returns how many bytes that are.
+    pub fn write(&self, size: &StepSize, to: &mut [u8]) -> usize {
         let parts: [(Part, &[u8]); 10] = [
             (Part::Tokens, bytes_of(&self.tokens)),
             (Part::Positions, bytes_of(&self.positions)),
@@ -285,11 +285,13 @@ impl Batch {
         header[Part::Header as usize] = (HEADER_INTS * 4) as i32;
         header[DECODING_AT] = size.decoding as i32;
         header[ROWS_AT] = size.rows as i32;
+        let mut at = HEADER_INTS * 4;
         for (part, bytes) in parts {
-            let at = layout.at[part as usize] as usize;
             to[at..at + bytes.len()].copy_from_slice(bytes);
             header[part as usize] = bytes.len() as i32;
+            at += bytes.len().next_multiple_of(16);
         }
         to[..HEADER_INTS * 4].copy_from_slice(bytes_of(&header));
+        at
     }
 }

@@ -1,6 +1,7 @@
 //! Checks and measurements on a GPU, for the examples `cuda_check` and `cuda_bench`: there is no
 //! test runner where the GPUs are, so they travel as programs.
 
+mod as_one;
 mod golden;
 mod kernels;
 mod models;
@@ -11,7 +12,9 @@ mod sampling;
 mod speed;
 
 pub use golden::run_model;
-pub use speed::{Bench, bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning};
+pub use speed::{
+    Bench, Tuning, bench_decode, bench_plans, bench_prefill, bench_shares, set_tuning, tuning,
+};
 
 /// One line of the table.
 #[derive(Debug, Clone)]

@@ -126,11 +126,7 @@ pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
         }
     }
     if "layers as one".contains(filter) {
-        for count in [1, 5, 12] {
-            let result = layers_as_one(count).map_err(|error| error.to_string());
-            let name = format!("layers as one, Llama-3.2-1B, {count} sequences");
-            report(&Check::of(&name, result, 0.1));
-        }
+        super::as_one::run(report);
     }
     for (name, method, bound) in [
         ("model nf4", WeightQuantization::Nf4, 0.2),
@@ -314,7 +310,7 @@ pub(crate) fn options(dtype: KvCacheDtype) -> CudaOptions {
     }
 }
 
-fn prompts(spec: &ModelSpec, lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
+pub(crate) fn prompts(spec: &ModelSpec, lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
     let mut random = Random(seed);
     let mut token = |_| random.below(spec.vocab_size) as u32;
     lengths
@@ -446,53 +442,4 @@ fn many_sequences() -> Vec<Check> {
         }
     }
     checks
-}
-
-/// The kernel for all layers against a kernel for each product, at full size with random weights: the
-/// largest difference of log-probabilities while both chose the same tokens.
-fn layers_as_one(count: usize) -> Result<f64, EngineError> {
-    let spec = powerband_model::spec::builtin("llama-3.2-1b")
-        .ok_or_else(|| EngineError::Config("no built-in model".to_owned()))?;
-    let options = CudaOptions {
-        dummy_seed: Some(7),
-        kv_cache_bytes: Some(1 << 30),
-        ..options(KvCacheDtype::BF16)
-    };
-    let mut executor = CudaExecutor::new(&spec, &Weights::default(), options)?;
-    let sampling = SamplingParams {
-        temperature: 0.0,
-        logprobs: Some(5),
-        ..SamplingParams::default()
-    };
-    let mut both = Vec::new();
-    for most in [0, 16] {
-        super::speed::set_tuning(&mut executor, 102 << 10, 8, most, 1)?;
-        let lengths: Vec<usize> = (0..count).map(|i| 20 + 7 * i).collect();
-        let blocks = shuffled(count, 300, 5);
-        let prompts = prompts(&spec, &lengths, 3).into_iter().zip(blocks);
-        let mut running: Vec<_> = prompts
-            .enumerate()
-            .map(|(i, (prompt, blocks))| Running::new(i, prompt, sampling.clone(), blocks))
-            .collect();
-        generate(&mut executor, &mut running, 16, 300)?;
-        both.push(running);
-    }
-    let mut worst = 0f64;
-    for (one, other) in both[0].iter().zip(&both[1]) {
-        for (a, b) in one.outputs.iter().zip(&other.outputs) {
-            if a.token != b.token {
-                break;
-            }
-            let (Some(a), Some(b)) = (&a.logprobs, &b.logprobs) else {
-                return Ok(f64::INFINITY);
-            };
-            worst = worst.max(f64::from((a.logprob - b.logprob).abs()));
-        }
-    }
-    // Random weights have many near ties, but the first token comes from the same prompt step.
-    let first = |running: &[Running]| running[0].outputs.first().map(|o| o.token);
-    match first(&both[0]) == first(&both[1]) {
-        true => Ok(worst),
-        false => Ok(f64::INFINITY),
-    }
 }

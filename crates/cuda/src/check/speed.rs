@@ -232,25 +232,42 @@ pub fn bench_shares(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Ben
     Ok(all)
 }
 
-/// Other settings of the matrix kernels: bytes of shared memory of the small ones, tokens up to
-/// which the kernels of 16 rows are used, tokens up to which all layers are one kernel, and the places
-/// of its rings that are on their way at once.
+/// Settings of the kernels of products that benchmarks compare.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// Bytes of shared memory of the small ones.
+    pub room: usize,
+    /// Tokens up to which a product's kernel has 16 rows a block.
+    pub skinny: usize,
+    /// Tokens up to which all layers are one kernel.
+    pub layers: usize,
+    /// Places of that kernel's rings that are on their way at once.
+    pub pace: i32,
+}
+
+/// What the executor has now.
+pub fn tuning(executor: &mut CudaExecutor) -> Tuning {
+    let forward = executor.forward_mut();
+    let one = forward.layers.as_ref();
+    Tuning {
+        room: forward.gemms.room,
+        skinny: forward.gemms.skinny,
+        layers: one.map_or(0, |one| one.most_tokens),
+        pace: one.map_or(0, |one| one.pace),
+    }
+}
+
+/// Other settings, and graphs of all steps that have them.
 ///
 /// # Errors
 /// The executor's.
-pub fn set_tuning(
-    executor: &mut CudaExecutor,
-    room: usize,
-    skinny: usize,
-    layers: usize,
-    pace: i32,
-) -> Result<(), EngineError> {
+pub fn set_tuning(executor: &mut CudaExecutor, tuning: Tuning) -> Result<(), EngineError> {
     let forward = executor.forward_mut();
-    forward.gemms.room = room;
-    forward.gemms.skinny = skinny;
+    forward.gemms.room = tuning.room;
+    forward.gemms.skinny = tuning.skinny;
     if let Some(one) = &mut forward.layers {
-        one.used = 1..=layers;
-        one.pace = pace;
+        one.most_tokens = tuning.layers;
+        one.pace = tuning.pace;
     }
     executor.record_graphs()
 }

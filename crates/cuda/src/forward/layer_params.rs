@@ -78,8 +78,10 @@ impl Forward {
                 of(layer.output, d, q, residual(b.attended, layer.mlp_norm)),
                 of(layer.gate_up, rows, d, gate_up),
                 of(layer.down, d, ff, residual(b.gated, after)),
+                GemmParams::default(),
             ],
             attention: self.attention_params(number, splits),
+            ..LayerParams::default()
         }
     }
 
