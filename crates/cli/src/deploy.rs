@@ -10,7 +10,8 @@ use powerband_cuda::{CudaExecutor, CudaOptions, WeightQuantization};
 use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::sim::{SimExecutor, SimTiming};
 use powerband_engine::{Engine, EngineConfig, Executor};
-use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights, spec::builtin};
+use powerband_model::spec::{RopeScaling, builtin};
+use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights};
 use powerband_server::{GpuReader, GpuReading, ModelContext};
 
 use crate::commands::pull::locate_model;
@@ -156,6 +157,17 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
         (kv_cache_tokens / config.max_model_len).min(config.max_num_seqs),
         config.max_model_len
     );
+    if let RopeScaling::Long {
+        original_context, ..
+    } = spec.rope.scaling
+        && config.max_model_len > original_context
+    {
+        eprintln!(
+            "{:>9}  LongRoPE's factors for long sequences, in short ones too; \
+             --max-model-len {original_context} or less takes those for short ones",
+            "context"
+        );
+    }
     Ok(Deployment {
         engine: Engine::start(executor, config).map_err(CliError::new)?,
         model: ModelContext {

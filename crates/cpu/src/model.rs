@@ -69,11 +69,16 @@ impl Columns {
 }
 
 impl Model {
-    /// Packs the weights.
+    /// Packs the weights, for sequences of up to `max_model_len` tokens.
     ///
     /// # Errors
     /// A tensor is missing or of the wrong shape, or there is no memory.
-    pub fn load(pool: &mut Pool, spec: &ModelSpec, weights: &Weights) -> Result<Self, EngineError> {
+    pub fn load(
+        pool: &mut Pool,
+        spec: &ModelSpec,
+        weights: &Weights,
+        max_model_len: usize,
+    ) -> Result<Self, EngineError> {
         spec.check().map_err(EngineError::Config)?;
         let mut loader = Loader {
             pool,
@@ -92,7 +97,7 @@ impl Model {
                 .collect::<Result<_, _>>()?,
             final_norm: loader.norm("model.norm.weight", d)?,
             head: loader.pack(&[&head], |_, row| row)?,
-            ropes: [RopeTable::new(spec, false), RopeTable::new(spec, true)],
+            ropes: [false, true].map(|sliding| RopeTable::new(spec, sliding, max_model_len)),
             columns: Columns::of(spec),
             spec: spec.clone(),
             embedding,
