@@ -16,6 +16,7 @@ mod stream;
 mod words;
 
 pub use stream::IncrementalDecoder;
+pub(crate) use words::adds_bos;
 
 /// Ids are places in a list: one number of a small file must not make it a long one. No model has
 /// more than some hundred thousand tokens.

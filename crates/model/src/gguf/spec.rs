@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use super::{Gguf, Value};
 use crate::spec::{Activation, ModelSpec, Rope, RopeScaling, RopeStyle};
+use crate::tokenizer::adds_bos;
 use crate::{ModelError, Weights};
 
 /// The architectures that are read.
@@ -295,7 +296,7 @@ impl Keys<'_> {
         ends.dedup();
         let adds = match self.gguf.flag("tokenizer.ggml.add_bos_token")? {
             Some(adds) => adds,
-            None => adds_bos_by_default(
+            None => adds_bos(
                 self.gguf
                     .string("tokenizer.ggml.model")?
                     .unwrap_or_default(),
@@ -336,9 +337,4 @@ impl Keys<'_> {
             ))),
         }
     }
-}
-
-/// Whether files without `add_bos_token` want their begin token.
-pub(crate) fn adds_bos_by_default(model: &str, pre: &str) -> bool {
-    model == "llama" || (model == "gpt2" && matches!(pre, "llama-bpe" | "llama3" | "llama-v3"))
 }
