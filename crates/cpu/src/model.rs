@@ -38,6 +38,8 @@ pub(crate) struct Model {
     pub spec: ModelSpec,
     /// As stored: rows are expanded one by one.
     pub embedding: Tensor,
+    /// Rows of it that were expanded since its pages were given back.
+    pub expanded: usize,
     pub layers: Vec<Layer>,
     pub final_norm: Vec<f32>,
     pub head: Linear,
@@ -101,6 +103,7 @@ impl Model {
             columns: Columns::of(spec),
             spec: spec.clone(),
             embedding,
+            expanded: 0,
         })
     }
 
@@ -182,15 +185,12 @@ impl Loader<'_> {
         self.pack(&[&tensor], |_, row| row)
     }
 
-    /// Packs matrices, which are not needed as they were after that.
     fn pack(
         &mut self,
         tensors: &[&Tensor],
         order: impl Fn(usize, usize) -> usize + Sync,
     ) -> Result<Linear, EngineError> {
-        let packed = Linear::pack(self.pool, tensors, order);
-        tensors.iter().for_each(|tensor| tensor.let_go());
-        packed
+        Linear::pack(self.pool, tensors, order)
     }
 
     /// The row of a query or key projection that computes output `i` of ours.
