@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::timeout;
 
@@ -22,6 +22,7 @@ use crate::http1::ReadError;
 use crate::link::{Link, Links};
 use crate::record::RequestRecord;
 use crate::repeat::ChunkParser;
+use crate::retry_after;
 use crate::sse::SseParser;
 use crate::target::Timeouts;
 
@@ -91,7 +92,7 @@ impl Failure {
                 status: 429 | 503,
                 retry_after: Some(after),
                 ..
-            } => after.parse().ok().map(Duration::from_secs),
+            } => retry_after::wait(after, SystemTime::now()),
             _ => None,
         }
     }

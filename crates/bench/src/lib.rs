@@ -56,6 +56,7 @@ pub mod record;
 mod recorder;
 mod repeat;
 pub mod requests;
+mod retry_after;
 mod run;
 mod saturation;
 mod schedule;

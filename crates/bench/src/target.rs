@@ -104,7 +104,7 @@ pub struct Timeouts {
     /// From sending to the last byte.
     pub total: Duration,
     /// The longest that a client of a closed loop waits before its next request where the server asks for
-    /// it (429 or 503 with Retry-After, in seconds). Zero: it does not wait. An open loop keeps its schedule.
+    /// it (429 or 503 with Retry-After). Zero: it does not wait. An open loop keeps its schedule.
     pub retry_after: Duration,
 }
 

@@ -10,7 +10,8 @@ use powerband_cuda::{CudaExecutor, CudaOptions, WeightQuantization};
 use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::sim::{SimExecutor, SimTiming};
 use powerband_engine::{Engine, EngineConfig, Executor};
-use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights, spec::builtin};
+use powerband_model::spec::{RopeScaling, builtin};
+use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights};
 use powerband_server::{GpuReader, GpuReading, ModelContext};
 
 use crate::commands::pull::locate_model;
@@ -156,6 +157,17 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
         (kv_cache_tokens / config.max_model_len).min(config.max_num_seqs),
         config.max_model_len
     );
+    if let RopeScaling::Long {
+        original_context, ..
+    } = spec.rope.scaling
+        && config.max_model_len > original_context
+    {
+        eprintln!(
+            "{:>9}  LongRoPE's factors for long sequences, in short ones too; \
+             --max-model-len {original_context} or less takes those for short ones",
+            "context"
+        );
+    }
     Ok(Deployment {
         engine: Engine::start(executor, config).map_err(CliError::new)?,
         model: ModelContext {
@@ -170,6 +182,16 @@ pub fn deploy(name: &str, args: &EngineArgs, phases: &mut Phases) -> CliResult<D
         backend: backend.name(),
         kv_cache_tokens,
     })
+}
+
+/// Hands back what opening a model took and freed: a vocabulary is read by way of many small pieces,
+/// which the allocator would keep.
+fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call takes a number, and touches only memory that is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The GPUs' readings for `/metrics`, where NVIDIA's management library is there.
@@ -288,6 +310,7 @@ fn open(
              with safetensors are read",
         )
     })?;
+    trim();
     if let Some(method @ ("gptq" | "awq" | "fp8" | "gguf")) = args.quantization.as_deref() {
         let stored = checkpoint.converted.as_deref().unwrap_or("gguf");
         let told =

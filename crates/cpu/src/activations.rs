@@ -6,8 +6,8 @@
 
 use powerband_engine::EngineError;
 
-use crate::buffer::{Buffer, Parts};
-use crate::simd::Simd;
+use crate::buffer::{Buffer, Parts, Rows};
+use crate::simd::{Isa, Kernel, Simd};
 
 /// Values in a block.
 pub const BLOCK: usize = 32;
@@ -95,6 +95,16 @@ impl Activations {
         }
     }
 
+    /// Lays out and fills the first `count` of `rows`, on this thread: what a model's step does
+    /// beside its norms.
+    pub fn quantise(&mut self, isa: Isa, rows: &Rows, count: usize) {
+        isa.run(Quantise {
+            writer: self.begin(count, rows.stride, isa.panel()),
+            rows,
+            count,
+        });
+    }
+
     /// The panels of the rows that were laid out last.
     pub fn panels(&self) -> &[Panel] {
         &self.panels
@@ -114,6 +124,24 @@ impl Activations {
             minus_sums: &self.minus_sums[start..][..len],
             halves: &self.halves[2 * start..][..2 * len],
             sums: &self.sums[start..][..len],
+        }
+    }
+}
+
+struct Quantise<'a> {
+    writer: Writer<'a>,
+    rows: &'a Rows,
+    count: usize,
+}
+
+impl Kernel for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in 0..self.count {
+            // SAFETY: one thread.
+            unsafe { self.writer.row(s, row, self.rows.row(row)) }
         }
     }
 }

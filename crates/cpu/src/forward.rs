@@ -143,8 +143,17 @@ pub(crate) fn forward(
     Ok(())
 }
 
+/// Rows of the embedding after which its pages are given back. With a row of a mapped file come its
+/// neighbours, 64 KiB on Linux: in time a whole vocabulary would be in memory beside the packed one.
+const EXPANDED: usize = 64;
+
 /// A token's row of the residual stream.
-fn embed(model: &Model, token: u32, row: &mut [f32]) -> Result<(), EngineError> {
+fn embed(model: &mut Model, token: u32, row: &mut [f32]) -> Result<(), EngineError> {
+    model.expanded += 1;
+    if model.expanded > EXPANDED {
+        model.embedding.let_go();
+        model.expanded = 1;
+    }
     let row = &mut row[..model.spec.hidden_size];
     model
         .embedding

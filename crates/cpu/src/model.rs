@@ -38,6 +38,8 @@ pub(crate) struct Model {
     pub spec: ModelSpec,
     /// As stored: rows are expanded one by one.
     pub embedding: Tensor,
+    /// Rows of it that were expanded since its pages were given back.
+    pub expanded: usize,
     pub layers: Vec<Layer>,
     pub final_norm: Vec<f32>,
     pub head: Linear,
@@ -69,11 +71,16 @@ impl Columns {
 }
 
 impl Model {
-    /// Packs the weights.
+    /// Packs the weights, for sequences of up to `max_model_len` tokens.
     ///
     /// # Errors
     /// A tensor is missing or of the wrong shape, or there is no memory.
-    pub fn load(pool: &mut Pool, spec: &ModelSpec, weights: &Weights) -> Result<Self, EngineError> {
+    pub fn load(
+        pool: &mut Pool,
+        spec: &ModelSpec,
+        weights: &Weights,
+        max_model_len: usize,
+    ) -> Result<Self, EngineError> {
         spec.check().map_err(EngineError::Config)?;
         let mut loader = Loader {
             pool,
@@ -92,10 +99,11 @@ impl Model {
                 .collect::<Result<_, _>>()?,
             final_norm: loader.norm("model.norm.weight", d)?,
             head: loader.pack(&[&head], |_, row| row)?,
-            ropes: [RopeTable::new(spec, false), RopeTable::new(spec, true)],
+            ropes: [false, true].map(|sliding| RopeTable::new(spec, sliding, max_model_len)),
             columns: Columns::of(spec),
             spec: spec.clone(),
             embedding,
+            expanded: 0,
         })
     }
 
@@ -177,15 +185,12 @@ impl Loader<'_> {
         self.pack(&[&tensor], |_, row| row)
     }
 
-    /// Packs matrices, which are not needed as they were after that.
     fn pack(
         &mut self,
         tensors: &[&Tensor],
         order: impl Fn(usize, usize) -> usize + Sync,
     ) -> Result<Linear, EngineError> {
-        let packed = Linear::pack(self.pool, tensors, order);
-        tensors.iter().for_each(|tensor| tensor.let_go());
-        packed
+        Linear::pack(self.pool, tensors, order)
     }
 
     /// The row of a query or key projection that computes output `i` of ours.

@@ -10,25 +10,24 @@ use powerband_model::spec::{ModelSpec, Rope, RopeScaling, RopeStyle};
 #[derive(Debug)]
 pub struct RopeTable {
     frequencies: Vec<f32>,
+    /// Factor on cosines and sines.
+    amplitude: f64,
     /// A position's cosines, then its sines.
     angles: Vec<f32>,
 }
 
 impl RopeTable {
-    /// The table of the layers that see everything, or of the sliding ones where they differ.
-    pub fn new(spec: &ModelSpec, sliding: bool) -> Self {
-        let local = spec.local_rope_theta.filter(|_| sliding);
-        let frequencies = match local {
-            Some(theta) => Rope {
-                theta,
-                scaling: RopeScaling::None,
-                ..spec.rope.clone()
-            }
-            .frequencies(),
-            None => spec.rope.frequencies(),
-        };
+    /// The table of the layers that see everything, or of the sliding ones where they differ, for
+    /// sequences of up to `context` tokens.
+    pub fn new(spec: &ModelSpec, sliding: bool, context: usize) -> Self {
+        let mut rope = spec.rope.clone();
+        if let Some(theta) = spec.local_rope_theta.filter(|_| sliding) {
+            rope.theta = theta;
+            rope.scaling = RopeScaling::None;
+        }
         Self {
-            frequencies,
+            frequencies: rope.frequencies(context),
+            amplitude: f64::from(rope.amplitude()),
             angles: Vec::new(),
         }
     }
@@ -43,9 +42,10 @@ impl RopeTable {
         // In large steps, so that decoding does not come here with each token.
         for position in have..positions.next_multiple_of(256) {
             let angle = |f: &f32| f64::from(*f) * position as f64;
-            let cosines = self.frequencies.iter().map(|f| angle(f).cos() as f32);
+            let stretched = |x: f64| (self.amplitude * x) as f32;
+            let cosines = self.frequencies.iter().map(|f| stretched(angle(f).cos()));
             self.angles.extend(cosines);
-            let sines = self.frequencies.iter().map(|f| angle(f).sin() as f32);
+            let sines = self.frequencies.iter().map(|f| stretched(angle(f).sin()));
             self.angles.extend(sines);
         }
     }

@@ -82,7 +82,7 @@ impl Runner {
             isa: options.isa.unwrap_or_else(Isa::detect),
             profile: Profile::default(),
         };
-        let model = Model::load(&mut machine.pool, spec, weights)?;
+        let model = Model::load(&mut machine.pool, spec, weights, options.max_model_len)?;
         let (tokens, sequences) = (options.max_num_batched_tokens, options.max_num_seqs);
         let sampled = sampled_most(&options);
         let activations = Workspace::bytes(spec, tokens, sampled);

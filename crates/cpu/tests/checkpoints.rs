@@ -20,6 +20,11 @@ fn folders(kind: &str) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
+fn family(name: &str) -> PathBuf {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    fixtures.join("families").join(name)
+}
+
 fn numbers<T>(value: &Value, number: impl Fn(&Value) -> T) -> Vec<T> {
     value.as_array().unwrap().iter().map(number).collect()
 }
@@ -33,12 +38,12 @@ fn expected(file: &Path) -> (Vec<u32>, Vec<Vec<f32>>) {
     (prompt, numbers(&json["logits"], row))
 }
 
-fn runner(path: &Path, isa: Isa) -> Runner {
+fn runner(path: &Path, isa: Isa, max_model_len: usize) -> Runner {
     let checkpoint = Checkpoint::open(path).unwrap();
     let options = CpuOptions {
         threads: Some(2),
         kv_dtype: KvCacheDtype::F32,
-        max_model_len: 64,
+        max_model_len,
         isa: Some(isa),
         ..CpuOptions::default()
     };
@@ -48,31 +53,40 @@ fn runner(path: &Path, isa: Isa) -> Runner {
 #[test]
 fn families_compute_what_transformers_does() {
     let folders = folders("families");
-    assert_eq!(folders.len(), 8);
+    assert_eq!(folders.len(), 9);
     for folder in folders {
-        check(&folder, &folder.join("expected.json"));
+        check(&folder, &folder.join("expected.json"), 64);
     }
 }
 
 #[test]
 fn so_do_families_in_gguf_files() {
-    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/families");
     for (name, wanted) in [
         ("gemma2", "expected.json"),
         ("phi3", "expected.json"),
+        ("phi3-long", "expected.json"),
         ("smollm3", "expected-gguf.json"),
     ] {
-        let folder = families.join(name);
-        check(&folder.join("model.gguf"), &folder.join(wanted));
+        let folder = family(name);
+        check(&folder.join("model.gguf"), &folder.join(wanted), 64);
+    }
+}
+
+/// The choice is the server's, of the length that it allows.
+#[test]
+fn a_context_no_longer_than_the_original_has_the_short_factors() {
+    let folder = family("phi3-long");
+    for model in [folder.clone(), folder.join("model.gguf")] {
+        check(&model, &folder.join("expected-short.json"), 16);
     }
 }
 
 /// The prompt token by token.
-fn check(model: &Path, wanted: &Path) {
+fn check(model: &Path, wanted: &Path, max_model_len: usize) {
     let (prompt, wanted) = expected(wanted);
     assert_eq!(prompt.len(), wanted.len());
     for isa in Isa::all() {
-        let mut runner = runner(model, isa);
+        let mut runner = runner(model, isa, max_model_len);
         for (at, wanted) in wanted.iter().enumerate() {
             let chunk = Chunk {
                 tokens: &prompt[at..=at],
@@ -99,7 +113,7 @@ fn quantised_checkpoints_compute_what_their_weights_say() {
     for folder in folders {
         let (prompt, wanted) = expected(&folder.join("expected.json"));
         for isa in Isa::all() {
-            let mut runner = runner(&folder, isa);
+            let mut runner = runner(&folder, isa, 64);
             let chunk = Chunk {
                 tokens: &prompt,
                 start: 0,

@@ -99,6 +99,12 @@ fn rotary_styles_and_scalings() {
             original_context: 32,
         },
         RopeScaling::Factors(vec![1.0, 1.5, 2.0, 4.0, 8.0, 8.0]),
+        RopeScaling::Long {
+            short: vec![1.0; 6],
+            long: vec![1.0, 1.5, 2.0, 4.0, 8.0, 8.0],
+            original_context: 16,
+            amplitude: 1.25,
+        },
     ];
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         for scaling in &scalings {

@@ -3,14 +3,15 @@
 
 use powerband_model::spec::{Rope, RopeStyle};
 
-/// `[positions][rotary / 2]` pairs of cosine and sine.
+/// `[positions][rotary / 2]` pairs of cosine and sine; no sequence becomes longer than `positions`.
 pub(crate) fn table(rope: &Rope, positions: usize) -> Vec<[f32; 2]> {
-    let frequencies = rope.frequencies();
+    let frequencies = rope.frequencies(positions);
+    let amplitude = f64::from(rope.amplitude());
     let mut table = Vec::with_capacity(positions * frequencies.len());
     for position in 0..positions {
         table.extend(frequencies.iter().map(|f| {
             let (sin, cos) = (f64::from(*f) * position as f64).sin_cos();
-            [cos as f32, sin as f32]
+            [(amplitude * cos) as f32, (amplitude * sin) as f32]
         }));
     }
     table
@@ -35,7 +36,26 @@ pub(crate) fn place(half: usize, i: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use powerband_model::spec::{RopeScaling, plain_llama};
+
     use super::*;
+
+    #[test]
+    fn long_contexts_have_their_own_angles_and_amplitude() {
+        let mut rope = plain_llama(32, 4, 8).rope;
+        rope.scaling = RopeScaling::Long {
+            short: vec![1.0; 4],
+            long: vec![4.0; 4],
+            original_context: 16,
+            amplitude: 1.5,
+        };
+        // The first pair turns by a radian a position, divided by its factor.
+        let turned = |positions, radians: f32| {
+            let [cos, sin] = table(&rope, positions)[4 * 8];
+            (cos - 1.5 * radians.cos()).abs() < 1e-6 && (sin - 1.5 * radians.sin()).abs() < 1e-6
+        };
+        assert!(turned(16, 8.0) && turned(17, 2.0));
+    }
 
     #[test]
     fn places_are_a_permutation() {

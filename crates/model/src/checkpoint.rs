@@ -60,6 +60,7 @@ impl Checkpoint {
             }
             None => None,
         };
+        file.let_go();
         Ok(Self {
             spec,
             weights,

@@ -76,6 +76,9 @@ impl ModelSpec {
 
     fn check_scaling(&self) -> Result<(), String> {
         let good = |x: f32| x.is_finite() && x > 0.0;
+        let divisors = |all: &[f32]| {
+            all.len() == self.rope.rotary_dim / 2 && all.iter().all(|factor| good(*factor))
+        };
         let fine = match &self.rope.scaling {
             RopeScaling::None => true,
             RopeScaling::Linear { factor } => good(*factor),
@@ -91,9 +94,13 @@ impl ModelSpec {
                     && high_freq_factor > low_freq_factor
                     && *original_context > 0
             }
-            RopeScaling::Factors(factors) => {
-                factors.len() == self.rope.rotary_dim / 2 && factors.iter().all(|f| good(*f))
-            }
+            RopeScaling::Factors(factors) => divisors(factors),
+            RopeScaling::Long {
+                short,
+                long,
+                original_context,
+                amplitude,
+            } => divisors(short) && divisors(long) && *original_context > 0 && good(*amplitude),
         };
         if fine {
             Ok(())
@@ -194,8 +201,10 @@ impl ModelSpec {
         }
         expected.sort();
         let harmless = |name: &str| {
-            name == "rope_freqs.weight"
-                || name.ends_with("rotary_emb.inv_freq")
+            matches!(
+                name,
+                "rope_freqs.weight" | "rope_factors_short.weight" | "rope_factors_long.weight"
+            ) || name.ends_with("rotary_emb.inv_freq")
                 || (self.tie_embeddings && name == "lm_head.weight")
         };
         let mut unknown: Vec<_> = weights

@@ -24,6 +24,23 @@ pub(crate) fn map(path: &Path) -> Result<Arc<Mmap>, ModelError> {
     Ok(Arc::new(map))
 }
 
+/// Says that these bytes of a map were read and that few of them will be again: their pages no longer
+/// count as this process's memory. They can still be read.
+pub(crate) fn let_go(map: &Mmap, start: usize, len: usize) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the map is a read-only one of a file, whose pages come back from the file as they
+        // were, also those at the ends that the range shares with other parts.
+        let advised =
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
+        if let Err(error) = advised {
+            tracing::debug!("{len} bytes of a mapped file stay in memory: {error}");
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (map, start, len);
+}
+
 /// Reads a text file of at most `limit` bytes.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, ModelError> {
     let length = std::fs::metadata(path)

@@ -69,6 +69,11 @@ impl Gguf {
         Weights::distinct(tensors)
     }
 
+    /// Pages that were read so far, for the metadata above all, no longer count as memory.
+    pub(crate) fn let_go(&self) {
+        crate::files::let_go(&self.map, 0, self.map.len());
+    }
+
     /// A text of the metadata.
     ///
     /// # Errors

@@ -35,6 +35,17 @@ pub enum RopeScaling {
     },
     /// One divisor a rotated pair, as GGUF's `rope_freqs.weight` gives it; length `rotary_dim / 2`.
     Factors(Vec<f32>),
+    /// LongRoPE (Phi-3): two lists of divisors, each of length `rotary_dim / 2`.
+    Long {
+        /// The divisors of a context that is not longer than the original.
+        short: Vec<f32>,
+        /// The divisors of a longer one.
+        long: Vec<f32>,
+        /// The context the model was trained with first, in tokens.
+        original_context: usize,
+        /// Factor on rotated queries and keys, at any length.
+        amplitude: f32,
+    },
 }
 
 /// Rotary position embedding.
@@ -51,20 +62,36 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Radians a position of each rotated pair, `rotary_dim / 2` of them.
+    /// Radians a position of each rotated pair, `rotary_dim / 2` of them, where sequences may
+    /// become `context` tokens long.
+    ///
+    /// LongRoPE's divisors follow from `context`, not from the length so far: keys that are cached
+    /// must keep their angles while a sequence grows beyond the original context.
     ///
     /// Llama 3's scheme: frequencies that turn at least `high_freq_factor` times in the trained
     /// context stay, those that turn less than `low_freq_factor` times are divided, in between the
     /// two are mixed. A pair without a factor of its own stays as trained.
-    pub fn frequencies(&self) -> Vec<f32> {
+    pub fn frequencies(&self, context: usize) -> Vec<f32> {
         let trained = (0..self.rotary_dim / 2).map(|i| {
             let exponent = 2.0 * i as f64 / self.rotary_dim as f64;
             f64::from(self.theta).powf(-exponent)
         });
+        let divided = |f: f64, factors: &[f32], i: usize| {
+            f / factors.get(i).map_or(1.0, |factor| f64::from(*factor))
+        };
         let scaled = trained.enumerate().map(|(i, f)| match &self.scaling {
             RopeScaling::None => f,
             RopeScaling::Linear { factor } => f / f64::from(*factor),
-            RopeScaling::Factors(factors) => f / factors.get(i).map_or(1.0, |x| f64::from(*x)),
+            RopeScaling::Factors(factors) => divided(f, factors, i),
+            RopeScaling::Long {
+                short,
+                long,
+                original_context,
+                ..
+            } => match context > *original_context {
+                true => divided(f, long, i),
+                false => divided(f, short, i),
+            },
             RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
@@ -78,6 +105,14 @@ impl Rope {
             }
         });
         scaled.map(|f| f as f32).collect()
+    }
+
+    /// Factor on the cosines and sines.
+    pub fn amplitude(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Long { amplitude, .. } => amplitude,
+            _ => 1.0,
+        }
     }
 }
 

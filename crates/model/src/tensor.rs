@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 #[cfg(unix)]
-use memmap2::UncheckedAdvice;
-
 use crate::ModelError;
 
 /// How the elements of a tensor are stored.
@@ -224,15 +222,8 @@ impl Tensor {
     /// Says that the bytes were read and that few of them will be again: pages of a mapped file no
     /// longer count as this process's memory. They can still be read.
     pub fn let_go(&self) {
-        #[cfg(unix)]
         if let TensorData::Mapped { map, start, len } = &self.data {
-            // SAFETY: the map is a read-only one of a file, whose pages come back from the file as
-            // they were, also those at the ends that the range shares with other tensors.
-            let advised =
-                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, *start, *len) };
-            if let Err(error) = advised {
-                tracing::debug!("pages of {} stay: {error}", self.name);
-            }
+            crate::files::let_go(map, *start, *len);
         }
     }
 

@@ -16,6 +16,7 @@ mod stream;
 mod words;
 
 pub use stream::IncrementalDecoder;
+pub(crate) use words::adds_bos;
 
 /// Ids are places in a list: one number of a small file must not make it a long one. No model has
 /// more than some hundred thousand tokens.
@@ -32,11 +33,34 @@ enum Spelling {
     Plain,
 }
 
+/// The exact bytes of each token, one after another.
+#[derive(Default)]
+struct TokenBytes {
+    all: Vec<u8>,
+    /// Where each token's end.
+    ends: Vec<usize>,
+}
+
+impl TokenBytes {
+    fn push(&mut self, bytes: &[u8]) {
+        self.all.extend_from_slice(bytes);
+        self.ends.push(self.all.len());
+    }
+
+    /// None for an unknown id.
+    fn get(&self, id: usize) -> &[u8] {
+        let Some(&end) = self.ends.get(id) else {
+            return &[];
+        };
+        let start = id.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.all[start..end]
+    }
+}
+
 /// A vocabulary and its rules. Cheap to share behind an `Arc`.
 pub struct Tokenizer {
     inner: HfTokenizer,
-    /// The exact bytes of each token.
-    bytes: Vec<Box<[u8]>>,
+    bytes: TokenBytes,
     special: HashSet<u32>,
     /// Added before and after a text by `add_special`, where the inner tokenizer does not do it.
     bos: Option<u32>,
@@ -46,7 +70,7 @@ pub struct Tokenizer {
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
-            .field("vocab_size", &self.bytes.len())
+            .field("vocab_size", &self.vocab_size())
             .finish_non_exhaustive()
     }
 }
@@ -97,20 +121,26 @@ impl Tokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, _)| *id)
             .collect();
-        let mut bytes: Vec<Box<[u8]>> = Vec::new();
-        for (text, id) in inner.get_vocab(true) {
+        let mut vocabulary: Vec<(u32, String)> = inner
+            .get_vocab(true)
+            .into_iter()
+            .map(|(text, id)| (id, text))
+            .collect();
+        vocabulary.sort_unstable();
+        vocabulary.dedup_by_key(|(id, _)| *id);
+        let mut bytes = TokenBytes::default();
+        for (id, text) in vocabulary {
             if id > MAX_ID {
                 return Err(format!("the token {text:?} has the implausible id {id}"));
             }
-            let at = id as usize;
-            if bytes.len() <= at {
-                bytes.resize(at + 1, Box::default());
+            while bytes.ends.len() < id as usize {
+                bytes.push(&[]);
             }
-            bytes[at] = if added.contains_key(&id) {
-                text.as_bytes().into()
+            if added.contains_key(&id) {
+                bytes.push(text.as_bytes());
             } else {
-                spelled_bytes(spelling, &text).into_boxed_slice()
-            };
+                bytes.push(&spelled_bytes(spelling, &text));
+            }
         }
         Ok(Self {
             inner,
@@ -159,7 +189,7 @@ impl Tokenizer {
     }
 
     fn token_slice(&self, id: u32) -> &[u8] {
-        self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+        self.bytes.get(id as usize)
     }
 
     /// A control token, which is no part of the text?
@@ -180,7 +210,7 @@ impl Tokenizer {
 
     /// Ids are below this.
     pub fn vocab_size(&self) -> usize {
-        self.bytes.len()
+        self.bytes.ends.len()
     }
 }
 

@@ -353,18 +353,23 @@ mod tests {
         let mut host = Host::new(Place::of(&[socket.local_addr().unwrap()]));
         let begun = std::time::Instant::now();
         let now_s = || begun.elapsed().as_secs_f64();
-        host.read(now_s(), false);
+        let first_s = now_s();
+        host.read(first_s, false);
+        // CPU time, not the clock's: on a busy machine this thread waits for most of it.
+        let (burnt_s, spent_s) = (0.2, own_cpu_s());
         let mut x = 1u64;
-        while now_s() < 0.4 {
+        while own_cpu_s() < spent_s + burnt_s || now_s() < first_s + 0.4 {
             x = std::hint::black_box(x.wrapping_mul(3));
         }
-        host.read(now_s(), true);
+        let last_s = now_s();
+        host.read(last_s, true);
         let mut level = level();
         host.store(&mut level, 0.0);
         let seen = level.host.unwrap();
         // Our loop is not of the client's threads, so it is the server's.
         assert!(seen.server_here && seen.client == 0.0);
-        assert!(seen.server.unwrap() * seen.cores as f64 > 0.1, "{seen:?}");
+        let server_s = seen.server.unwrap() * seen.cores as f64 * (last_s - first_s);
+        assert!(server_s > 0.99 * burnt_s, "{server_s} s: {seen:?}");
         assert!(seen.cpu > 0.0 && seen.cpu <= 1.0 && seen.others.is_some());
         assert!(seen.memory_used_max_bytes.unwrap() < seen.memory_total_bytes.unwrap());
         assert_eq!(seen.samples.len(), 1);

@@ -13,7 +13,6 @@ use powerband_cpu::threads::Pool;
 use powerband_model::{DType, Tensor};
 
 use crate::Result;
-use crate::quantise::Quantise;
 
 /// Far more than any cache.
 const MEMORY: usize = 1 << 30;
@@ -177,8 +176,7 @@ fn in_cache(pool: &mut Pool, isa: Isa, dtype: DType) -> Result<f64> {
     let values = float.data.iter_mut().enumerate();
     values.for_each(|(i, x)| *x = noise(i));
     let mut quantised = Activations::new(BATCH, float.stride)?;
-    let writer = quantised.begin(BATCH, float.stride, isa.panel());
-    isa.run(Quantise(writer, &float, BATCH));
+    quantised.quantise(isa, &float, BATCH);
     let bytes = (0..ROWS * COLS).flat_map(|i| noise(i).to_le_bytes());
     let tensor = Tensor::owned("w", DType::F32, vec![ROWS, COLS], bytes.collect::<Vec<_>>())?;
     let tensor = tensor.quantize(dtype)?;

@@ -7,8 +7,6 @@
 //! bf16. `docs/cpu.md` says how to read the tables.
 
 mod machine;
-#[path = "../linear_bench/quantise.rs"]
-mod quantise;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -108,6 +108,12 @@ impl Format {
     }
 }
 
+/// Tiles that a thread packs at a time.
+const GRAIN: usize = 16;
+/// Bytes of a matrix that are packed before their pages are given back: a mapped one is never in
+/// memory twice.
+const PORTION: usize = 16 << 20;
+
 /// One weight matrix in tiles.
 #[derive(Debug)]
 pub struct Packed {
@@ -124,7 +130,8 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Packs `tensor` (`[rows, cols]`), row `i` of the result being row `order(i)` of the tensor.
+    /// Packs `tensor` (`[rows, cols]`), row `i` of the result being row `order(i)` of the tensor,
+    /// which is not needed as it was after that.
     ///
     /// # Errors
     /// No memory, or a tensor that is no matrix.
@@ -157,17 +164,22 @@ impl Packed {
         let mut bytes = Buffer::zeroed(tiles * stride)?;
         let (parts, source) = (bytes.parts(), tensor.bytes());
         let row_bytes = length * unit_bytes;
-        const GRAIN: usize = 16;
-        pool.run(tiles.div_ceil(GRAIN), |task| {
-            for tile in task * GRAIN..((task + 1) * GRAIN).min(tiles) {
-                // SAFETY: each tile is written by one task.
-                let out = unsafe { parts.at(tile * stride, format.tile_bytes(length)) };
-                for lane in 0..TILE.min(rows - tile * TILE) {
-                    let from = order(tile * TILE + lane) * row_bytes;
-                    pack_row(format, length, &source[from..][..row_bytes], lane, out);
+        let portion = (PORTION / (TILE * row_bytes).max(1)).max(GRAIN);
+        for begin in (0..tiles).step_by(portion) {
+            let end = (begin + portion).min(tiles);
+            pool.run((end - begin).div_ceil(GRAIN), |task| {
+                let first = begin + task * GRAIN;
+                for tile in first..(first + GRAIN).min(end) {
+                    // SAFETY: each tile is written by one task.
+                    let out = unsafe { parts.at(tile * stride, format.tile_bytes(length)) };
+                    for lane in 0..TILE.min(rows - tile * TILE) {
+                        let from = order(tile * TILE + lane) * row_bytes;
+                        pack_row(format, length, &source[from..][..row_bytes], lane, out);
+                    }
                 }
-            }
-        });
+            });
+            tensor.let_go();
+        }
         Ok(Self {
             format,
             rows,

@@ -55,19 +55,6 @@ fn tensor(dtype: DType, rows: usize, cols: usize, seed: u32) -> Tensor {
     Tensor::owned("w", dtype, vec![rows, cols], bytes).unwrap()
 }
 
-struct Quantise<'a>(crate::activations::Writer<'a>, &'a Rows, usize);
-
-impl Kernel for Quantise<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for row in 0..self.2 {
-            // SAFETY: one thread.
-            unsafe { self.0.row(s, row, self.1.row(row)) }
-        }
-    }
-}
-
 fn apply(isa: Isa, threads: usize, linear: &Linear, x: &[Vec<f32>], width: usize) -> Vec<Vec<f32>> {
     let mut pool = Pool::new(threads).unwrap();
     let mut float = Rows::zeroed(x.len(), linear.cols()).unwrap();
@@ -75,11 +62,7 @@ fn apply(isa: Isa, threads: usize, linear: &Linear, x: &[Vec<f32>], width: usize
         float.row_mut(row)[..values.len()].copy_from_slice(values);
     }
     let mut quantised = Activations::new(x.len(), float.stride).unwrap();
-    isa.run(Quantise(
-        quantised.begin(x.len(), float.stride, isa.panel()),
-        &float,
-        x.len(),
-    ));
+    quantised.quantise(isa, &float, x.len());
     let mut out = Rows::zeroed(x.len(), width).unwrap();
     let input = Input {
         rows: x.len(),

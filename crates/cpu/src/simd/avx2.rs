@@ -21,25 +21,6 @@ impl Avx2 {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
-/// Lane functions of one expression each; `self` is the proof that their instructions exist, and
-/// pointers are the trait's contract.
-macro_rules! lanes {
-    ($(fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name($s $(, $arg: $type)*) $(-> $out)? {
-            // SAFETY: `self` proves that the CPU has the instructions.
-            unsafe { $body }
-        }
-    )*};
-    ($(unsafe fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name($s $(, $arg: $type)*) $(-> $out)? {
-            // SAFETY: as above, and the caller vouches for the pointer.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// Sixteen f16 as f32.
 ///
 /// # Safety

@@ -4,6 +4,26 @@
 //! picks one at run time. A value of an implementing type is the proof that the CPU has its
 //! instructions, so that arithmetic needs no `unsafe`; only memory accesses do.
 
+/// Lane functions of one expression each; `self` is the proof that their instructions exist, and
+/// pointers are the trait's contract.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! lanes {
+    ($(fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name($s $(, $arg: $type)*) $(-> $out)? {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe { $body }
+        }
+    )*};
+    ($(unsafe fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name($s $(, $arg: $type)*) $(-> $out)? {
+            // SAFETY: as above, and the caller vouches for the pointer.
+            unsafe { $body }
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

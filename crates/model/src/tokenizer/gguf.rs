@@ -11,7 +11,6 @@ use tokenizers::{AddedToken, NormalizerWrapper, Tokenizer as HfTokenizer};
 use super::{Spelling, Tokenizer, words};
 use crate::ModelError;
 use crate::gguf::Gguf;
-use crate::gguf::spec::adds_bos_by_default;
 
 /// GGUF's kinds of tokens.
 const CONTROL: f64 = 3.0;
@@ -60,7 +59,7 @@ impl Tokenizer {
         };
         let bos = id("bos")?;
         let eos = id("eos")?;
-        let bos = if adds("bos", adds_bos_by_default(kind, pre))? {
+        let bos = if adds("bos", words::adds_bos(kind, pre))? {
             bos
         } else {
             None
@@ -134,7 +133,7 @@ impl Vocabulary<'_> {
             ))
         })?;
         let steps = steps.map_err(|e| self.file.error(e.to_string()))?;
-        let mut tokenizer = self.bpe(merges, false, words::keeps_known_words(pre))?;
+        let mut tokenizer = self.bpe(merges, false, words::like_llama3(pre))?;
         if words::composes(pre) {
             tokenizer
                 .with_normalizer(Some(NormalizerWrapper::NFC(NFC)))

@@ -18,9 +18,15 @@ const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳ
 const DEEPSEEK_SIGNS: &str = r"\s?[!-/:-~！-／：-～‘-‟　-。]+";
 const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-퟿]+";
 
-/// Does a word that is a token stay whole, whatever its merges would give?
-pub(super) fn keeps_known_words(kind: &str) -> bool {
+/// Llama 3's way, under any of its names. A word that is a token stays whole there, whatever its
+/// merges would give.
+pub(super) fn like_llama3(kind: &str) -> bool {
     matches!(kind, "llama-bpe" | "llama3" | "llama-v3" | "falcon3")
+}
+
+/// Does a text begin with the begin token where the file does not say it?
+pub(crate) fn adds_bos(model: &str, kind: &str) -> bool {
+    model == "llama" || (model == "gpt2" && like_llama3(kind))
 }
 
 /// Does the model see its text in Unicode's composed form? For Qwen 3.5 the published ids say no.
@@ -69,7 +75,7 @@ pub(super) fn steps(kind: &str) -> Option<tokenizers::Result<Vec<PreTokenizerWra
             digits(true),
             bytes(),
         ],
-        kind if keeps_known_words(kind) => vec![split(LLAMA3), bytes()],
+        kind if like_llama3(kind) => vec![split(LLAMA3), bytes()],
         _ => return None,
     };
     Some(steps.into_iter().collect())
@@ -95,4 +101,18 @@ fn bytes_of_gpt2_words() -> tokenizers::Result<PreTokenizerWrapper> {
     Ok(PreTokenizerWrapper::ByteLevel(ByteLevel::new(
         false, true, true,
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_of_llama_3_means_its_begin_token_too() {
+        for kind in ["llama-bpe", "llama3", "llama-v3", "falcon3"] {
+            assert!(adds_bos("gpt2", kind), "{kind}");
+        }
+        assert!(adds_bos("llama", "") && adds_bos("llama", "default"));
+        assert!(!adds_bos("gpt2", "qwen2") && !adds_bos("gpt2", "smollm"));
+    }
 }

@@ -6,8 +6,6 @@
 //! The matrix (1024 x 2048) fits the caches: with few rows a real model is bound by memory, where
 //! the bits a weight decide (the second column).
 
-mod quantise;
-
 use std::time::{Duration, Instant};
 
 use powerband_cpu::activations::Activations;
@@ -16,7 +14,6 @@ use powerband_cpu::linear::{Input, Linear, Store};
 use powerband_cpu::simd::Isa;
 use powerband_cpu::threads::Pool;
 use powerband_model::{DType, Tensor};
-use quantise::Quantise;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -64,8 +61,7 @@ fn main() -> Result<()> {
         let bits = linear.memory() as f64 * 8.0 / (ROWS * COLS) as f64;
         print!("| {} | {bits:.2} |", dtype.name());
         for batch in BATCHES {
-            let writer = quantised.begin(batch, float.stride, isa.panel());
-            isa.run(Quantise(writer, &float, batch));
+            quantised.quantise(isa, &float, batch);
             let input = Input {
                 rows: batch,
                 float: &float,
