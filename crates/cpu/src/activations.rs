@@ -7,7 +7,19 @@
 use powerband_engine::EngineError;
 
 use crate::buffer::{Buffer, Parts, Rows};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{BEGIN, Entries, Isa, Kernel, Simd, exact, less};
+
+/// What formats store their weights with, above what they stand for; see [`PanelData::begins`].
+pub const OFFSETS: [i32; 3] = [8, 16, 128];
+
+/// Which of [`OFFSETS`] one is.
+pub const fn place_of(offset: i32) -> usize {
+    match offset {
+        8 => 0,
+        16 => 1,
+        _ => 2,
+    }
+}
 
 /// Values in a block.
 pub const BLOCK: usize = 32;
@@ -33,12 +45,19 @@ pub fn panels(rows: usize, most: usize) -> impl Iterator<Item = Panel> {
         .filter(|panel| panel.len > 0)
 }
 
+/// Bytes of a quantised row.
+pub fn bytes(cols: usize) -> usize {
+    // Codes; scale, what goes off, sum, beginnings.
+    cols.div_ceil(BLOCK) * (BLOCK + 4 * (3 + OFFSETS.len() + 2))
+}
+
 /// Quantised rows.
 #[derive(Debug)]
 pub struct Activations {
     codes: Buffer<i8>,
     scales: Buffer<f32>,
-    minus_sums: Buffer<i32>,
+    less: Buffer<f32>,
+    begins: [Buffer<i32>; OFFSETS.len()],
     halves: Buffer<i32>,
     sums: Buffer<f32>,
     panels: Vec<Panel>,
@@ -52,12 +71,46 @@ pub struct PanelData<'a> {
     pub codes: &'a [i8],
     /// Scale of the bytes.
     pub scales: &'a [f32],
-    /// Minus the sum of the bytes.
-    pub minus_sums: &'a [i32],
-    /// Two an entry: -32 times the sum of the first 16 bytes, and of the last 16.
+    /// [`less`] of the scale.
+    pub less: &'a [f32],
+    /// For each of [`OFFSETS`]: [`BEGIN`] less so many times the sum of the bytes.
+    pub begins: [&'a [i32]; OFFSETS.len()],
+    /// Two an entry: [`BEGIN`] less 32 times the sum of the first 16 bytes, and of the last 16.
     pub halves: &'a [i32],
     /// Scale times the sum of the bytes.
     pub sums: &'a [f32],
+}
+
+impl PanelData<'_> {
+    /// Entries from `e` on.
+    ///
+    /// # Safety
+    /// There is an entry `e`.
+    #[inline(always)]
+    pub unsafe fn at(&self, e: usize) -> Entries {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Entries {
+                codes: self.codes.as_ptr().add(32 * e),
+                scales: self.scales.as_ptr().add(e),
+                less: self.less.as_ptr().add(e),
+                sums: self.sums.as_ptr().add(e),
+            }
+        }
+    }
+
+    /// A sum of products with the bytes of entry `e`, begun with [`BEGIN`], times their scale.
+    ///
+    /// # Safety
+    /// There is an entry `e`.
+    #[inline(always)]
+    pub unsafe fn scaled<S: Simd>(&self, s: S, sum: S::I, e: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (scale, less) = (self.scales.as_ptr().add(e), self.less.as_ptr().add(e));
+            s.scaled(sum, *scale, *less)
+        }
+    }
 }
 
 impl Activations {
@@ -70,7 +123,12 @@ impl Activations {
         Ok(Self {
             codes: Buffer::zeroed(entries * BLOCK)?,
             scales: Buffer::zeroed(entries)?,
-            minus_sums: Buffer::zeroed(entries)?,
+            less: Buffer::zeroed(entries)?,
+            begins: [
+                Buffer::zeroed(entries)?,
+                Buffer::zeroed(entries)?,
+                Buffer::zeroed(entries)?,
+            ],
             halves: Buffer::zeroed(2 * entries)?,
             sums: Buffer::zeroed(entries)?,
             panels: Vec::new(),
@@ -87,7 +145,8 @@ impl Activations {
         Writer {
             codes: self.codes.parts(),
             scales: self.scales.parts(),
-            minus_sums: self.minus_sums.parts(),
+            less: self.less.parts(),
+            begins: self.begins.each_mut().map(Buffer::parts),
             halves: self.halves.parts(),
             sums: self.sums.parts(),
             panels: &self.panels,
@@ -121,7 +180,8 @@ impl Activations {
         PanelData {
             codes: &self.codes[start * BLOCK..][..len * BLOCK],
             scales: &self.scales[start..][..len],
-            minus_sums: &self.minus_sums[start..][..len],
+            less: &self.less[start..][..len],
+            begins: [0, 1, 2].map(|i: usize| &self.begins[i][start..][..len]),
             halves: &self.halves[2 * start..][..2 * len],
             sums: &self.sums[start..][..len],
         }
@@ -151,7 +211,8 @@ impl Kernel for Quantise<'_> {
 pub struct Writer<'a> {
     codes: Parts<'a, i8>,
     scales: Parts<'a, f32>,
-    minus_sums: Parts<'a, i32>,
+    less: Parts<'a, f32>,
+    begins: [Parts<'a, i32>; OFFSETS.len()],
     halves: Parts<'a, i32>,
     sums: Parts<'a, f32>,
     panels: &'a [Panel],
@@ -182,15 +243,17 @@ impl<'a> Writer<'a> {
                 let largest = s.largest(s.max(s.abs(x), s.abs(y)));
                 let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
                 let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
-                let scale = largest / 127.0;
-                let first = s.store_i8(codes, s.mul(x, inverse));
-                let last = s.store_i8(codes.add(16), s.mul(y, inverse));
+                let scale = exact(largest / 127.0);
+                let (first, last) = s.store_two_i8(codes, s.mul(x, inverse), s.mul(y, inverse));
                 let sum = first + last;
                 self.scales.at(entry, 1)[0] = scale;
-                self.minus_sums.at(entry, 1)[0] = -sum;
+                self.less.at(entry, 1)[0] = less(scale);
+                for (begins, offset) in self.begins.iter().zip(OFFSETS) {
+                    begins.at(entry, 1)[0] = BEGIN - offset * sum;
+                }
                 self.halves
                     .at(2 * entry, 2)
-                    .copy_from_slice(&[-32 * first, -32 * last]);
+                    .copy_from_slice(&[BEGIN - 32 * first, BEGIN - 32 * last]);
                 self.sums.at(entry, 1)[0] = scale * sum as f32;
             }
         }
@@ -200,7 +263,7 @@ impl<'a> Writer<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Isa, Kernel};
+    use crate::simd::{BEGIN_VALUE, Isa, Kernel};
 
     struct Fill<'a>(Writer<'a>, &'a [f32], usize);
 
@@ -252,9 +315,15 @@ mod tests {
                         let codes = &data.codes[entry * 32..][..32];
                         let sum: i32 = codes.iter().map(|c| i32::from(*c)).sum();
                         let scale = data.scales[entry];
-                        assert_eq!(data.minus_sums[entry], -sum);
+                        for (begins, offset) in data.begins.iter().zip(OFFSETS) {
+                            assert_eq!(begins[entry], BEGIN - offset * sum);
+                        }
+                        // Exactly so: one bit in the last place of this is a whole weight.
+                        let product = f64::from(scale) * f64::from(BEGIN_VALUE);
+                        assert_eq!(f64::from(data.less[entry]), -product);
                         let half = |codes: &[i8]| codes.iter().map(|c| i32::from(*c)).sum::<i32>();
-                        let halves = [-32 * half(&codes[..16]), -32 * half(&codes[16..])];
+                        let halves =
+                            [&codes[..16], &codes[16..]].map(|codes| BEGIN - 32 * half(codes));
                         assert_eq!(data.halves[2 * entry..][..2], halves);
                         assert_eq!(data.sums[entry], scale * sum as f32);
                         let wanted = &values[(panel.start + r) * cols + b * 32..][..32];

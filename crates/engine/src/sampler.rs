@@ -151,9 +151,17 @@ impl Sampler {
 
 /// The largest logit's token, the lowest such id; numbers that are none count as the smallest.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let largest = maximum(logits);
-    let place = logits.iter().position(|&logit| logit == largest);
-    place.unwrap_or(0) as u32
+    // Only the part that has it is searched for its place.
+    const PART: usize = 1024;
+    let (mut largest, mut first) = (f32::NEG_INFINITY, 0);
+    for (number, part) in logits.chunks(PART).enumerate() {
+        let here = maximum(part);
+        if here > largest {
+            (largest, first) = (here, number * PART);
+        }
+    }
+    let place = logits[first..].iter().position(|&logit| logit == largest);
+    place.map_or(0, |place| (first + place) as u32)
 }
 
 /// Largest of `values`, in lanes so that the compiler makes vectors of it.

@@ -6,9 +6,9 @@
 //! bits a weight as in the file, or a few hundredths more.
 
 use super::codes::Codes;
-use super::kernels::{Sums, TileData, dot32, each, fetch_ahead};
+use super::kernels::{Sums, TileData, each, fetch_ahead};
 use crate::activations::PanelData;
-use crate::simd::Simd;
+use crate::simd::{BEGIN, Simd};
 
 /// Times 32 columns in a block.
 const PARTS: usize = 8;
@@ -47,29 +47,12 @@ pub(super) unsafe fn with_minima<S: Simd, C: Codes, const T: usize>(
                 let q = C::load(s, codes.add(part * C::BYTES));
                 let scale = s.mul(d, s.load_i8(scales.add(16 * part).cast()));
                 let minimum = s.mul(dmin, s.load_i8(minima.add(16 * part).cast()));
-                each!(t, {
-                    let e = b * T + t;
-                    let x = a.codes.as_ptr().add(e * 32);
-                    let i = dot32(s, s.isplat(0), &q, x);
-                    acc[t] = s.fma(minimum, s.splat(*a.sums.as_ptr().add(e)), acc[t]);
-                    let scale = s.mul(scale, s.splat(*a.scales.as_ptr().add(e)));
-                    acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
-                });
+                s.add_block_with(&mut acc, &q, (scale, minimum), a.at(b * T));
             }
         }
     }
     // SAFETY: a row of `sums` is 16 values.
     each!(t, { unsafe { s.store(sums[t].as_mut_ptr(), acc[t]) } });
-}
-
-/// The sum of 16 columns, begun with `i`.
-///
-/// # Safety
-/// There are 16 activations at `x`.
-#[inline(always)]
-unsafe fn dot16<S: Simd>(s: S, i: S::I, q: [S::B; 4], x: *const i8) -> S::F {
-    // SAFETY: the caller's promise.
-    s.to_f32(unsafe { s.four_dot7(i, q, x) })
 }
 
 /// 16 columns of weights for a kernel with a scale for each.
@@ -94,9 +77,8 @@ impl<S: Simd> Half<S> {
                 let e = b * T + t;
                 let x = a.codes.as_ptr().add(e * 32 + 16 * half);
                 let begin = s.isplat(*a.halves.as_ptr().add(2 * e + half));
-                let x = dot16(s, begin, self.codes, x);
-                let scale = s.mul(self.scale, s.splat(*a.scales.as_ptr().add(e)));
-                acc[t] = s.fma(x, scale, acc[t]);
+                let i = s.four_dot7(begin, self.codes, x);
+                acc[t] = s.fma(a.scaled(s, i, e), self.scale, acc[t]);
             }
         });
     }
@@ -119,10 +101,10 @@ impl<S: Simd> Half<S> {
             unsafe {
                 let e = b * T + t;
                 let x = a.codes.as_ptr().add(e * 32 + 16 * half);
-                let x = s.mul(dot16(s, s.isplat(0), self.codes, x), self.scale);
+                let i = s.four_dot7(s.isplat(BEGIN), self.codes, x);
+                acc[t] = s.fma(a.scaled(s, i, e), self.scale, acc[t]);
                 let sum = s.isplat(*a.halves.as_ptr().add(2 * e + half));
-                let x = s.fma(minimum, s.to_f32(sum), x);
-                acc[t] = s.fma(x, s.splat(*a.scales.as_ptr().add(e)), acc[t]);
+                acc[t] = s.fma(a.scaled(s, sum, e), minimum, acc[t]);
             }
         });
     }

@@ -6,7 +6,7 @@
 use super::codes::{Codes, Five, Four, Six, Three, Two};
 use super::kblocks::{halves, halves_with_minima, with_minima};
 use super::pack::{Format, TILE};
-use crate::activations::PanelData;
+use crate::activations::{PanelData, place_of};
 use crate::simd::{LaneKernel, Simd, prefetch};
 
 /// Most rows in a panel of any instruction set.
@@ -122,19 +122,6 @@ pub(super) fn fetch_ahead<S: Simd>(s: S, tile: &[u8], b: usize, bytes: usize) {
     }
 }
 
-/// Adds the dot product of eight vectors of codes below 128 and 32 activations.
-///
-/// # Safety
-/// There are 32 activations at `x`.
-#[inline(always)]
-pub(super) unsafe fn dot32<S: Simd>(s: S, i: S::I, q: &[S::B; 8], x: *const i8) -> S::I {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let i = s.four_dot7(i, [q[0], q[1], q[2], q[3]], x);
-        s.four_dot7(i, [q[4], q[5], q[6], q[7]], x.add(16))
-    }
-}
-
 /// Where a tile's parts lie.
 #[derive(Debug, Clone, Copy)]
 pub struct TileData<'a> {
@@ -163,7 +150,8 @@ pub fn multiply<S: Simd>(
         let Some(panel) = panel else { return };
         let entries = tile.length * tile.format.activation_blocks() * rows;
         assert!(panel.scales.len() >= entries && panel.codes.len() >= 32 * entries);
-        assert!(panel.minus_sums.len() >= entries && panel.sums.len() >= entries);
+        assert!(panel.less.len() >= entries && panel.sums.len() >= entries);
+        assert!(panel.begins.iter().all(|begins| begins.len() >= entries));
         assert!(panel.halves.len() >= 2 * entries);
         match tile.format {
             Format::Q4 => with_constant!(rows, S, s, Q4 { tile, panel, sums }),
@@ -231,6 +219,7 @@ unsafe fn centred<S: Simd, C: Codes, const T: usize>(
 ) {
     let blocks = w.length;
     let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * C::BYTES..].as_ptr());
+    let begins = a.begins[place_of(C::OFFSET)];
     let mut acc = [s.splat(0.0); T];
     for b in 0..blocks {
         // SAFETY: block `b` of tile and panel.
@@ -238,14 +227,7 @@ unsafe fn centred<S: Simd, C: Codes, const T: usize>(
             fetch_ahead(s, w.bytes, b, C::BYTES + 32);
             let q = C::load(s, codes.add(b * C::BYTES));
             let d = s.load_f16(scales.add(b * 32).cast());
-            each!(t, {
-                let e = b * T + t;
-                let x = a.codes.as_ptr().add(e * 32);
-                let i = s.isplat(*a.minus_sums.as_ptr().add(e) * C::OFFSET);
-                let i = dot32(s, i, &q, x);
-                let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
-                acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
-            });
+            s.add_block::<T, false>(&mut acc, &q, d, a.at(b * T), begins.as_ptr().add(b * T));
         }
     }
     // SAFETY: a row of `sums` is 16 values.
@@ -274,14 +256,7 @@ unsafe fn with_minimum<S: Simd, C: Codes, const T: usize>(
             let q = C::load(s, codes.add(b * C::BYTES));
             let d = s.load_f16(scales.add(b * 32).cast());
             let m = s.load_f16(minima.add(b * 32).cast());
-            each!(t, {
-                let e = b * T + t;
-                let x = a.codes.as_ptr().add(e * 32);
-                let i = dot32(s, s.isplat(0), &q, x);
-                acc[t] = s.fma(m, s.splat(*a.sums.as_ptr().add(e)), acc[t]);
-                let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
-                acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
-            });
+            s.add_block_with(&mut acc, &q, (d, m), a.at(b * T));
         }
     }
     // SAFETY: a row of `sums` is 16 values.
@@ -296,6 +271,7 @@ unsafe fn with_minimum<S: Simd, C: Codes, const T: usize>(
 unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
     let blocks = w.length;
     let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 512..].as_ptr());
+    let begins = a.begins[place_of(128)];
     let mut acc = [s.splat(0.0); T];
     for b in 0..blocks {
         // SAFETY: block `b` of tile and panel.
@@ -313,15 +289,7 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
                 s.bytes(p.add(448)),
             ];
             let d = s.load_f16(scales.add(b * 32).cast());
-            each!(t, {
-                let e = b * T + t;
-                let x = a.codes.as_ptr().add(e * 32);
-                let i = s.begin8(*a.minus_sums.as_ptr().add(e));
-                let i = s.four_dot8(i, [q[0], q[1], q[2], q[3]], x);
-                let i = s.four_dot8(i, [q[4], q[5], q[6], q[7]], x.add(16));
-                let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
-                acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
-            });
+            s.add_block::<T, true>(&mut acc, &q, d, a.at(b * T), begins.as_ptr().add(b * T));
         }
     }
     // SAFETY: a row of `sums` is 16 values.
@@ -353,6 +321,7 @@ const NF4_CODES: [u8; 16] = {
 unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
     let blocks = w.length;
     let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 512..].as_ptr());
+    let begins = a.begins[place_of(128)];
     let mut acc = [s.splat(0.0); T];
     for b in 0..2 * blocks {
         // SAFETY: half of block `b / 2` of the tile, block `b` of the panel.
@@ -372,15 +341,7 @@ unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &m
                 s.lookup(&NF4_CODES, s.high(p3)),
             ];
             let d = s.load(scales.add(b / 2 * 64).cast());
-            each!(t, {
-                let e = b * T + t;
-                let x = a.codes.as_ptr().add(e * 32);
-                let i = s.begin8(*a.minus_sums.as_ptr().add(e));
-                let i = s.four_dot8(i, [q[0], q[1], q[2], q[3]], x);
-                let i = s.four_dot8(i, [q[4], q[5], q[6], q[7]], x.add(16));
-                let scale = s.mul(d, s.splat(*a.scales.as_ptr().add(e)));
-                acc[t] = s.fma(s.to_f32(i), scale, acc[t]);
-            });
+            s.add_block::<T, true>(&mut acc, &q, d, a.at(b * T), begins.as_ptr().add(b * T));
         }
     }
     // SAFETY: a row of `sums` is 16 values.

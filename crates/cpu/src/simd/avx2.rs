@@ -198,6 +198,7 @@ impl Simd for Avx2 {
         };
         fn isplat(self, x: i32) -> I = [_mm256_set1_epi32(x); 2];
         fn to_f32(self, a: I) -> F = [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])];
+        fn as_f32(self, a: I) -> F = [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])];
         fn bits(self, b: I, from: u32, to: u32, mask: u8) -> I = [
             moved(b[0], from, to, mask),
             moved(b[1], from, to, mask),
@@ -223,8 +224,8 @@ impl Simd for Avx2 {
 
     /// The signed bytes are restored in `dot8`, so that there is nothing to take away.
     #[inline(always)]
-    fn begin8(self, _minus: i32) -> I {
-        self.isplat(0)
+    fn begin8(self, _begin: i32) -> I {
+        self.isplat(super::BEGIN)
     }
 
     lanes! {

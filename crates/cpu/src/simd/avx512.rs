@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{BEGIN, Entries, Kernel, Simd, avx512_blocks};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,31 @@ impl Simd for Avx512 {
         outer(self, kernel)
     }
 
+    #[inline(always)]
+    unsafe fn add_block<const T: usize, const WIDE: bool>(
+        self,
+        acc: &mut [__m512; T],
+        q: &[__m512i; 8],
+        d: __m512,
+        at: Entries,
+        begins: *const i32,
+    ) {
+        // SAFETY: `self` is the proof, and the caller's promise.
+        unsafe { avx512_blocks::add(acc, q, d, at, begins) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_block_with<const T: usize>(
+        self,
+        acc: &mut [__m512; T],
+        q: &[__m512i; 8],
+        scales: (__m512, __m512),
+        at: Entries,
+    ) {
+        // SAFETY: as above.
+        unsafe { avx512_blocks::add_with(acc, q, scales, at, _mm512_set1_epi32(BEGIN)) }
+    }
+
     lanes! {
         fn splat(self, x: f32) -> __m512 = _mm512_set1_ps(x);
         fn add(self, a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
@@ -83,6 +108,7 @@ impl Simd for Avx512 {
         };
         fn isplat(self, x: i32) -> __m512i = _mm512_set1_epi32(x);
         fn to_f32(self, a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+        fn as_f32(self, a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
         fn low(self, b: __m512i) -> __m512i = _mm512_and_si512(b, _mm512_set1_epi8(15));
         fn high(self, b: __m512i) -> __m512i =
             _mm512_and_si512(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(15));
@@ -98,7 +124,6 @@ impl Simd for Avx512 {
             let table = _mm_loadu_si128(table.as_ptr().cast());
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), places)
         };
-        fn begin8(self, minus: i32) -> __m512i = _mm512_slli_epi32::<7>(_mm512_set1_epi32(minus));
     }
 
     lanes! {
@@ -130,6 +155,20 @@ impl Simd for Avx512 {
             _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a.cast::<i32>().read_unaligned()));
         unsafe fn dot8(self, acc: __m512i, w: __m512i, a: *const i8) -> __m512i =
             self.dot7(acc, w, a);
+        unsafe fn store_two_i8(self, to: *mut i8, x: __m512, y: __m512) -> (i32, i32) = {
+            let (x, y) = (_mm512_cvtps_epi32(x), _mm512_cvtps_epi32(y));
+            let (x, y) = (_mm512_cvtepi32_epi8(x), _mm512_cvtepi32_epi8(y));
+            let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(x), y);
+            _mm256_storeu_si256(to.cast(), both);
+            // Sums of eight bytes + 128, of which there are two a vector.
+            let raised = _mm256_xor_si256(both, _mm256_set1_epi8(-128));
+            let eights = _mm256_sad_epu8(raised, _mm256_setzero_si256());
+            let sums = _mm256_add_epi64(eights, _mm256_shuffle_epi32::<0b01_00_11_10>(eights));
+            (
+                _mm256_cvtsi256_si32(sums) - 16 * 128,
+                _mm_cvtsi128_si32(_mm256_extracti128_si256::<1>(sums)) - 16 * 128,
+            )
+        };
         unsafe fn store_i8(self, to: *mut i8, v: __m512) -> i32 = {
             let q = _mm512_cvtps_epi32(v);
             // Not the one narrowing instruction: its form that stores is very slow on some CPUs.

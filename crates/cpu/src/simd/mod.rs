@@ -28,6 +28,8 @@ macro_rules! lanes {
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_blocks;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -37,6 +39,14 @@ mod portable;
 mod tests;
 
 pub use portable::Portable;
+
+use crate::linear::each;
+
+/// Where sums of products begin: the bits of [`BEGIN_VALUE`], whose last place is 1. An integer that is
+/// added to them is added to the number that they are, so that it need not be converted.
+pub const BEGIN: i32 = 0x4b40_0000;
+/// 1.5 * 2^23.
+pub const BEGIN_VALUE: f32 = 12_582_912.0;
 
 /// Vectors of 16 `f32`, of 16 `i32` and of 64 bytes.
 ///
@@ -126,6 +136,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn isplat(self, x: i32) -> Self::I;
     /// To f32.
     fn to_f32(self, a: Self::I) -> Self::F;
+    /// What was added to [`BEGIN`] (less than 2^22 either way), times `scale`, rounded once. `less` is
+    /// [`less`] of the scale.
+    #[inline(always)]
+    fn scaled(self, a: Self::I, scale: f32, less: f32) -> Self::F {
+        self.fma(self.as_f32(a), self.splat(scale), self.splat(less))
+    }
+    /// The same bits.
+    fn as_f32(self, a: Self::I) -> Self::F;
     /// 64 bytes.
     unsafe fn bytes(self, from: *const u8) -> Self::B;
     /// The low nibble of each byte.
@@ -165,10 +183,107 @@ pub trait Simd: Copy + Send + Sync + 'static {
             self.dot8(acc, w[3], a.add(12))
         }
     }
-    /// Begins a sum of [`Simd::dot8`]; `minus` is minus the sum of all the activations in it.
-    fn begin8(self, minus: i32) -> Self::I;
+    /// Begins a sum of [`Simd::dot8`]; `begin` is [`BEGIN`] less 128 times the sum of all the
+    /// activations in it.
+    #[inline(always)]
+    fn begin8(self, begin: i32) -> Self::I {
+        self.isplat(begin)
+    }
+    /// Adds `d` times the dot products of eight vectors of codes, each below 128 unless `WIDE`, and `T`
+    /// rows of 32 activations, in sums that begin with what stands at `begins`.
+    ///
+    /// With `WIDE`, codes are signed bytes + 128, and beginnings those of [`Simd::begin8`].
+    ///
+    /// There are `T` entries at `at` and as many beginnings.
+    #[inline(always)]
+    unsafe fn add_block<const T: usize, const WIDE: bool>(
+        self,
+        acc: &mut [Self::F; T],
+        q: &[Self::B; 8],
+        d: Self::F,
+        at: Entries,
+        begins: *const i32,
+    ) {
+        each!(t, {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let x = at.codes.add(32 * t);
+                let begin = *begins.add(t);
+                let i = if WIDE {
+                    let i = self.four_dot8(self.begin8(begin), [q[0], q[1], q[2], q[3]], x);
+                    self.four_dot8(i, [q[4], q[5], q[6], q[7]], x.add(16))
+                } else {
+                    self.dot32(self.isplat(begin), q, x)
+                };
+                let product = self.scaled(i, *at.scales.add(t), *at.less.add(t));
+                acc[t] = self.fma(product, d, acc[t]);
+            }
+        });
+    }
+    /// Adds `d` times the dot products of eight vectors of codes below 128 and `T` rows of 32 activations,
+    /// and `m` times the activations' sums.
+    ///
+    /// There are `T` entries at `at`.
+    #[inline(always)]
+    unsafe fn add_block_with<const T: usize>(
+        self,
+        acc: &mut [Self::F; T],
+        q: &[Self::B; 8],
+        (d, m): (Self::F, Self::F),
+        at: Entries,
+    ) {
+        each!(t, {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let i = self.dot32(self.isplat(BEGIN), q, at.codes.add(32 * t));
+                acc[t] = self.fma(m, self.splat(*at.sums.add(t)), acc[t]);
+                let product = self.scaled(i, *at.scales.add(t), *at.less.add(t));
+                acc[t] = self.fma(product, d, acc[t]);
+            }
+        });
+    }
+    /// Adds the dot product of eight vectors of codes below 128 and 32 activations at `a`.
+    #[inline(always)]
+    unsafe fn dot32(self, acc: Self::I, w: &[Self::B; 8], a: *const i8) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let acc = self.four_dot7(acc, [w[0], w[1], w[2], w[3]], a);
+            self.four_dot7(acc, [w[4], w[5], w[6], w[7]], a.add(16))
+        }
+    }
+    /// [`Simd::store_i8`] of two vectors, one after the other; the sums of both.
+    #[inline(always)]
+    unsafe fn store_two_i8(self, to: *mut i8, x: Self::F, y: Self::F) -> (i32, i32) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.store_i8(to, x), self.store_i8(to.add(16), y)) }
+    }
     /// Rounds to bytes (values within -127..=127), stores them and returns their sum.
     unsafe fn store_i8(self, to: *mut i8, v: Self::F) -> i32;
+}
+
+/// The scale next to `scale` of which [`BEGIN_VALUE`] times it is exact: it has two bits fewer.
+#[inline(always)]
+pub fn exact(scale: f32) -> f32 {
+    f32::from_bits(scale.to_bits() & !3)
+}
+
+/// Minus [`BEGIN_VALUE`] times a scale that [`exact`] gave.
+#[inline(always)]
+pub fn less(scale: f32) -> f32 {
+    -BEGIN_VALUE * scale
+}
+
+/// Quantised activations of one block: what stands at the pointers of row 0 is followed by that of row 1.
+#[derive(Debug, Clone, Copy)]
+pub struct Entries {
+    /// 32 bytes a row.
+    pub codes: *const i8,
+    /// Their scale.
+    pub scales: *const f32,
+    /// [`less`] of the scale.
+    pub less: *const f32,
+    /// Scale times the sum of the bytes.
+    pub sums: *const f32,
 }
 
 /// Asks for the cache line at `at`, which need not exist.

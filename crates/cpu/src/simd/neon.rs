@@ -197,6 +197,7 @@ impl<P: Products, const N: usize> Simd for Neon<P, N> {
         fn largest(self, a: Self::F) -> f32 = vmaxnmvq_f32(self.folded(a, vmaxnmq_f32));
         fn isplat(self, x: i32) -> Self::I = [vdupq_n_s32(x); N];
         fn to_f32(self, a: Self::I) -> Self::F = from_fn(|i| vcvtq_f32_s32(a[i]));
+        fn as_f32(self, a: Self::I) -> Self::F = from_fn(|i| vreinterpretq_f32_s32(a[i]));
         fn low(self, b: Self::B) -> Self::B = from_fn(|i| vandq_u8(b[i], vdupq_n_u8(15)));
         fn high(self, b: Self::B) -> Self::B = from_fn(|i| vshrq_n_u8::<4>(b[i]));
         fn bits(self, b: Self::B, from: u32, to: u32, mask: u8) -> Self::B = from_fn(|i| {
@@ -212,8 +213,8 @@ impl<P: Products, const N: usize> Simd for Neon<P, N> {
 
     /// The signed bytes are restored in `dot8`, so that there is nothing to take away.
     #[inline(always)]
-    fn begin8(self, _minus: i32) -> Self::I {
-        self.isplat(0)
+    fn begin8(self, _begin: i32) -> Self::I {
+        self.isplat(super::BEGIN)
     }
 
     lanes! {

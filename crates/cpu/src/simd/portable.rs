@@ -158,6 +158,15 @@ impl Simd for Portable {
         a.map(|x| x as f32)
     }
     #[inline(always)]
+    fn scaled(self, a: [i32; 16], scale: f32, _less: f32) -> F {
+        // What is not fused would be rounded twice.
+        a.map(|x| (x - super::BEGIN) as f32 * scale)
+    }
+    #[inline(always)]
+    fn as_f32(self, a: [i32; 16]) -> F {
+        a.map(|x| f32::from_bits(x as u32))
+    }
+    #[inline(always)]
     unsafe fn bytes(self, from: *const u8) -> [u8; 64] {
         // SAFETY: the trait's contract.
         unsafe { from.cast::<[u8; 64]>().read_unaligned() }
@@ -195,10 +204,6 @@ impl Simd for Portable {
     unsafe fn dot8(self, acc: [i32; 16], w: [u8; 64], a: *const i8) -> [i32; 16] {
         // SAFETY: the trait's contract; bytes of any size are exact here.
         unsafe { self.dot7(acc, w, a) }
-    }
-    #[inline(always)]
-    fn begin8(self, minus: i32) -> [i32; 16] {
-        [minus * 128; 16]
     }
     #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8, v: F) -> i32 {

@@ -127,8 +127,11 @@ impl<const HELD: usize> LaneKernel for Lanes<'_, HELD> {
                     .sum()
             };
             let (four, sixteen): (i32, i32) = (sum(4), sum(16));
-            put!("dot8", s.to_f32(s.dot8(s.begin8(-four), q[0], a)));
-            put!("four_dot8", s.to_f32(s.four_dot8(s.begin8(-sixteen), q, a)));
+            let (scale, begin8) = (exact(0.3), |sum: i32| s.begin8(BEGIN - 128 * sum));
+            let sum = s.dot8(begin8(four), q[0], a);
+            put!("dot8", s.scaled(sum, scale, less(scale)));
+            let sum = s.four_dot8(begin8(sixteen), q, a);
+            put!("four_dot8", s.scaled(sum, scale, less(scale)));
             put!("store_f16", s.splat(0.0));
             s.store_f16(self.halves.as_mut_ptr(), s.mul(x, y));
         }
@@ -201,16 +204,18 @@ fn lanes_are_the_portable_ones() {
 struct Across<'a>(&'a [f32; 16]);
 
 impl Kernel for Across<'_> {
-    type Output = (f32, f32, [i8; 16], i32);
+    type Output = (f32, f32, [i8; 16], i32, [i8; 32], (i32, i32));
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Output {
-        let mut bytes = [0; 16];
-        // SAFETY: 16 values, 16 bytes.
+        let (mut bytes, mut two) = ([0; 16], [0; 32]);
+        // SAFETY: 16 values, 16 and 32 bytes.
         unsafe {
             let x = s.load(self.0.as_ptr());
             let sum = s.store_i8(bytes.as_mut_ptr(), x);
-            (s.sum(x), s.largest(x), bytes, sum)
+            let y = s.sub(s.splat(0.0), s.mul(x, s.splat(0.75)));
+            let sums = s.store_two_i8(two.as_mut_ptr(), x, y);
+            (s.sum(x), s.largest(x), bytes, sum, two, sums)
         }
     }
 }
