@@ -60,8 +60,6 @@ pub(crate) struct Device {
     pub major: i32,
     pub minor: i32,
     pub multiprocessors: usize,
-    /// What the memory could give, in GB/s: its clock times its width.
-    pub bandwidth: usize,
     /// Shared memory that a block may have.
     pub shared_per_block: usize,
 }
@@ -111,10 +109,7 @@ impl Device {
         use sys::CUdevice_attribute as A;
         // SAFETY: the driver ended the name with a zero, and the array was all zeros.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) };
-        let kilohertz = attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? as usize;
-        let bits = attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)? as usize;
         let device = Self {
-            bandwidth: kilohertz * 2 * (bits / 8) / 1_000_000,
             handle,
             context,
             name: name.to_string_lossy().into_owned(),

@@ -32,13 +32,8 @@ fn tiles(format: Format) -> usize {
 }
 
 /// Places of a warp's ring that are on their way at once: as few as keep the memory busy, since activations wait
-/// behind them. One is best on an H100, with 3,350 GB/s; two are 9 % faster than one on an H200, with 4,900.
-fn pace(device: &Device) -> i32 {
-    if device.bandwidth > FAST_MEMORY { 2 } else { 1 }
-}
-
-/// GB/s, between those two.
-const FAST_MEMORY: usize = 4_000;
+/// behind them. Measured on an H100 and an H200, where one is too few.
+const PACE: i32 = 2;
 
 /// Bytes of shared memory of a block, as `layers.cuh` lays it out.
 fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
@@ -155,7 +150,7 @@ impl Layers {
         Ok(Some(Self {
             most_tokens: MOST_TOKENS,
             kernels,
-            pace: pace(device),
+            pace: PACE,
             head: head.weight != 0,
             ends: (Flow::new(buffers.flow, spec).ends(), format != Format::Bf16),
             params: LayersParams {
