@@ -29,11 +29,11 @@ fn copy_of(layer: usize) -> usize {
 /// that the next step begins with.
 fn cleared_with(layer: usize, layers: usize) -> usize {
     let later = layer + 2;
-    if later < layers {
-        copy_of(later)
+    copy_of(if later < layers {
+        later
     } else {
-        copy_of(later - layers)
-    }
+        later - layers
+    })
 }
 
 /// One copy of all buffers.

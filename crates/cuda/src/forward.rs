@@ -9,7 +9,7 @@ use crate::buffers::{Buffers, SQUARE_PARTS, splits};
 use crate::driver::{DriverError, Kernel, Module, Shape, Stream};
 use crate::formats::Format;
 use crate::gemm::{Gemms, Product};
-use crate::layers::{self, Layers};
+use crate::layers::Layers;
 use crate::model::{Layer, Model, gate_up_rows};
 use crate::options::kv_kind;
 use crate::params::{
@@ -113,14 +113,11 @@ impl Forward {
             overrides: HashMap::new(),
             skip: 0,
         };
-        let mut params: Vec<_> = (0..this.model.layers.len())
+        let params = (0..this.model.layers.len())
             .map(|number| this.layer_params(number, SQUARE_PARTS, 1))
             .collect();
         let head = this.head_params(SQUARE_PARTS);
-        let alike = layers::alike(&this.model).map(|(format, _)| format);
-        let head = (alike == Some(this.model.formats.head)).then_some(head);
-        Layers::upload(stream, &this.model.spec, &this.buffers, &mut params, head)?;
-        this.layers = Layers::new(&stream.device, module, &this.model, &this.buffers, &params)?;
+        this.layers = Layers::new(stream, module, &this.model, &this.buffers, params, head)?;
         Ok(this)
     }
 
@@ -165,7 +162,7 @@ impl Forward {
         }
         let bests = match one {
             // One for each block.
-            Some(layers) if layers.head => stream.device.multiprocessors,
+            Some(layers) if layers.with_head() => stream.device.multiprocessors,
             _ => self.head(stream, size)?,
         };
         self.sample(stream, size, bests).map_err(failed)

@@ -1,9 +1,7 @@
 //! All layers of a decoding step in one kernel: `layers.cuh`.
 
-use powerband_model::ModelSpec;
-
 use crate::buffers::Buffers;
-use crate::driver::{Device, DriverError, Kernel, Module, Shape, Stream, TensorMap};
+use crate::driver::{DriverError, Kernel, Module, Shape, Stream, TensorMap};
 use crate::flow::{Flow, LEAST_LAYERS, MOST_TOKENS};
 use crate::formats::Format;
 use crate::model::Model;
@@ -57,8 +55,6 @@ fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
 pub(crate) struct Layers {
     kernels: Vec<(usize, Kernel, Shape)>,
     params: LayersParams,
-    /// They compute the head too.
-    pub head: bool,
     /// Where embedding leaves the first input, and clears the head's and its squares; are the weights codes?
     pub ends: ([u64; 3], bool),
     /// Tokens up to which they are used: in all their sizes faster than a kernel for each product.
@@ -68,7 +64,7 @@ pub(crate) struct Layers {
 }
 
 /// The format of all layers' matrices, and the bytes from one layer's to the next's.
-pub(crate) fn alike(model: &Model) -> Option<(Format, u64)> {
+fn alike(model: &Model) -> Option<(Format, u64)> {
     let (first, second) = (model.layers.first()?, model.layers.get(1)?);
     let format = first.formats.qkv;
     let stride = second.qkv - first.qkv;
@@ -92,18 +88,20 @@ pub(crate) fn alike(model: &Model) -> Option<(Format, u64)> {
 
 impl Layers {
     /// None where they do not fit: an older GPU, a model whose layers differ in more than their
-    /// weights, or heads that the kernel does not know.
+    /// weights, or heads that the kernel does not know. `params` and `head` are what a kernel for each product is
+    /// told; here they are put where the kernels read them, and what the blocks hand each other is made absent.
     pub fn new(
-        device: &Device,
+        stream: &Stream,
         module: &Module,
         model: &Model,
         buffers: &Buffers,
-        params: &[LayerParams],
+        mut params: Vec<LayerParams>,
+        head: GemmParams,
     ) -> Result<Option<Self>, DriverError> {
-        let spec = &model.spec;
+        let (device, spec) = (&stream.device, &model.spec);
         let heads =
             matches!(spec.head_dim, 64 | 128) && spec.num_heads / spec.num_kv_heads.max(1) <= 8;
-        let (Some((format, stride)), Some(first)) = (alike(model), params.first()) else {
+        let Some((format, stride)) = alike(model) else {
             return Ok(None);
         };
         if !device.has_clusters() || !heads || spec.qk_norm || params.len() < LEAST_LAYERS {
@@ -122,21 +120,22 @@ impl Layers {
             };
             kernels.push((eights * 8, module.kernel(&name, shared)?, shape));
         }
-        let products = &first.products;
+        let head = (format == model.formats.head).then_some(head);
+        let flow = Flow::new(buffers.flow, spec);
+        flow.place(&mut params, head, buffers);
+        stream.set_bytes(buffers.flow, 0xFF, flow.bytes())?;
+        stream.upload(buffers.layers, bytes_of(&params))?;
+        stream.synchronize()?;
+
+        let products = params[0].products;
         let [mut row_tiles, mut k_tiles] = [[0; 5]; 2];
-        let head = params
-            .last()
-            .map_or(GemmParams::default(), |last| last.products[4]);
         let items = |product: usize| products[product].row_tiles as usize * 4;
         // Output and down begin at the same block, so that the same threads have the same part of the residual; the
         // others go on from where the one before has ended.
         let after_output = items(1) % device.multiprocessors;
         let after_qkv = (after_output + items(0)) % device.multiprocessors;
         let mut weights = LayersParams::default().weights;
-        for (i, product) in products[..4].iter().chain([&head]).enumerate() {
-            if product.weight == 0 {
-                continue;
-            }
+        for (i, product) in products[..4].iter().chain(&head).enumerate() {
             (row_tiles[i], k_tiles[i]) = (product.row_tiles, product.k_tiles);
             let tile = format.tile_bytes() as u64;
             let all = (product.row_tiles * product.k_tiles) as u64;
@@ -151,8 +150,7 @@ impl Layers {
             most_tokens: MOST_TOKENS,
             kernels,
             pace: PACE,
-            head: head.weight != 0,
-            ends: (Flow::new(buffers.flow, spec).ends(), format != Format::Bf16),
+            ends: (flow.ends(), format != Format::Bf16),
             params: LayersParams {
                 weights,
                 layers: buffers.layers,
@@ -166,7 +164,7 @@ impl Layers {
                     0,
                     after_output as i32,
                 ],
-                head: i32::from(head.weight != 0),
+                head: i32::from(head.is_some()),
                 count: params.len() as i32,
                 kv_heads: spec.num_kv_heads as i32,
                 ..LayersParams::default()
@@ -184,19 +182,9 @@ impl Layers {
         self.fitting(tokens).is_some()
     }
 
-    /// Puts the layers' parameters where the kernels read them, and makes what the blocks hand each other absent.
-    pub fn upload(
-        stream: &Stream,
-        spec: &ModelSpec,
-        buffers: &Buffers,
-        params: &mut [LayerParams],
-        head: Option<GemmParams>,
-    ) -> Result<(), DriverError> {
-        let flow = Flow::new(buffers.flow, spec);
-        flow.place(params, head, buffers);
-        stream.set_bytes(buffers.flow, 0xFF, flow.bytes())?;
-        stream.upload(buffers.layers, bytes_of(params))?;
-        stream.synchronize()
+    /// Do they compute the head too?
+    pub fn with_head(&self) -> bool {
+        self.params.head != 0
     }
 
     pub fn launch(&self, stream: &Stream, tokens: usize, splits: usize) -> Result<(), DriverError> {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-#[cfg(unix)]
 use crate::ModelError;
 
 /// How the elements of a tensor are stored.
