@@ -20,7 +20,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const ROWS: usize = 1024;
 const COLS: usize = 2048;
 const BATCHES: [usize; 7] = [1, 4, 8, 16, 32, 64, 256];
-const FORMATS: [DType; 11] = [
+const FORMATS: [DType; 12] = [
+    DType::BF16,
     DType::Q8_0,
     DType::Q4_0,
     DType::Q4_1,

@@ -47,14 +47,39 @@ pub fn panels(rows: usize, most: usize) -> impl Iterator<Item = Panel> {
 
 /// Bytes of a quantised row.
 pub fn bytes(cols: usize) -> usize {
-    // Codes; scale, what goes off, sum, beginnings.
-    cols.div_ceil(BLOCK) * (BLOCK + 4 * (3 + OFFSETS.len() + 2))
+    // Codes, pairs; scale, what goes off, sum, beginnings.
+    cols.div_ceil(BLOCK) * (3 * BLOCK + 4 * (3 + OFFSETS.len() + 2))
 }
 
-/// Quantised rows.
+/// Which forms of its input a product reads beside `f32`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forms {
+    /// Signed bytes with scales.
+    pub bytes: bool,
+    /// Pairs of bfloat16.
+    pub pairs: bool,
+}
+
+impl Forms {
+    /// Is there one?
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+
+    /// Those of both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes || other.bytes,
+            pairs: self.pairs || other.pairs,
+        }
+    }
+}
+
+/// Rows in the forms that kernels read.
 #[derive(Debug)]
 pub struct Activations {
     codes: Buffer<i8>,
+    pairs: Buffer<u16>,
     scales: Buffer<f32>,
     less: Buffer<f32>,
     begins: [Buffer<i32>; OFFSETS.len()],
@@ -62,6 +87,7 @@ pub struct Activations {
     sums: Buffer<f32>,
     panels: Vec<Panel>,
     blocks: usize,
+    forms: Forms,
 }
 
 /// What a kernel reads for one panel of `len` rows: entry `b * len + r` is block `b` of row `r`.
@@ -69,6 +95,8 @@ pub struct Activations {
 pub struct PanelData<'a> {
     /// 32 bytes an entry.
     pub codes: &'a [i8],
+    /// 32 values an entry, as bfloat16.
+    pub pairs: &'a [u16],
     /// Scale of the bytes.
     pub scales: &'a [f32],
     /// [`less`] of the scale.
@@ -122,6 +150,7 @@ impl Activations {
         let entries = rows * cols.div_ceil(BLOCK);
         Ok(Self {
             codes: Buffer::zeroed(entries * BLOCK)?,
+            pairs: Buffer::zeroed(entries * BLOCK)?,
             scales: Buffer::zeroed(entries)?,
             less: Buffer::zeroed(entries)?,
             begins: [
@@ -133,17 +162,21 @@ impl Activations {
             sums: Buffer::zeroed(entries)?,
             panels: Vec::new(),
             blocks: 0,
+            forms: Forms::default(),
         })
     }
 
     /// Lays out `rows` rows of `cols` values (padding included) in panels of at most `most`, to be
-    /// filled through the writer.
-    pub fn begin(&mut self, rows: usize, cols: usize, most: usize) -> Writer<'_> {
+    /// filled through the writer in these forms.
+    pub fn begin(&mut self, rows: usize, cols: usize, most: usize, forms: Forms) -> Writer<'_> {
         self.panels.clear();
         self.panels.extend(panels(rows, most));
         self.blocks = cols.div_ceil(BLOCK);
+        self.forms = forms;
         Writer {
+            forms,
             codes: self.codes.parts(),
+            pairs: self.pairs.parts(),
             scales: self.scales.parts(),
             less: self.less.parts(),
             begins: self.begins.each_mut().map(Buffer::parts),
@@ -157,8 +190,12 @@ impl Activations {
     /// Lays out and fills the first `count` of `rows`, on this thread: what a model's step does
     /// beside its norms.
     pub fn quantise(&mut self, isa: Isa, rows: &Rows, count: usize) {
+        let forms = Forms {
+            bytes: true,
+            pairs: isa.multiplies_pairs(),
+        };
         isa.run(Quantise {
-            writer: self.begin(count, rows.stride, isa.panel()),
+            writer: self.begin(count, rows.stride, isa.panel(), forms),
             rows,
             count,
         });
@@ -179,6 +216,7 @@ impl Activations {
         let (start, len) = (panel.start * self.blocks, panel.len * self.blocks);
         PanelData {
             codes: &self.codes[start * BLOCK..][..len * BLOCK],
+            pairs: &self.pairs[start * BLOCK..][..len * BLOCK],
             scales: &self.scales[start..][..len],
             less: &self.less[start..][..len],
             begins: [0, 1, 2].map(|i: usize| &self.begins[i][start..][..len]),
@@ -209,7 +247,9 @@ impl Kernel for Quantise<'_> {
 /// Fills rows, from any thread.
 #[derive(Debug, Clone, Copy)]
 pub struct Writer<'a> {
+    forms: Forms,
     codes: Parts<'a, i8>,
+    pairs: Parts<'a, u16>,
     scales: Parts<'a, f32>,
     less: Parts<'a, f32>,
     begins: [Parts<'a, i32>; OFFSETS.len()],
@@ -225,7 +265,7 @@ impl<'a> Writer<'a> {
         self.panels
     }
 
-    /// Quantises `values` (whole blocks) as row `row`.
+    /// Writes `values` (whole blocks) as row `row`.
     ///
     /// # Safety
     /// No other thread writes this row.
@@ -238,6 +278,14 @@ impl<'a> Writer<'a> {
             // SAFETY: an entry belongs to one row, which the caller writes alone; a block is two
             // vectors.
             unsafe {
+                if self.forms.pairs {
+                    let pairs = self.pairs.at(entry * BLOCK, BLOCK).as_mut_ptr();
+                    s.store_bf16(pairs, s.load(block.as_ptr()));
+                    s.store_bf16(pairs.add(16), s.load(block.as_ptr().add(16)));
+                }
+                if !self.forms.bytes {
+                    continue;
+                }
                 let codes = self.codes.at(entry * BLOCK, BLOCK).as_mut_ptr();
                 let (x, y) = (s.load(block.as_ptr()), s.load(block.as_ptr().add(16)));
                 let largest = s.largest(s.max(s.abs(x), s.abs(y)));
@@ -306,7 +354,11 @@ mod tests {
             .collect();
         for isa in Isa::all() {
             let mut acts = Activations::new(rows, cols).unwrap();
-            isa.run(Fill(acts.begin(rows, cols, 3), &values, cols));
+            let forms = Forms {
+                bytes: true,
+                pairs: true,
+            };
+            isa.run(Fill(acts.begin(rows, cols, 3, forms), &values, cols));
             for &panel in acts.panels() {
                 let data = acts.panel(panel);
                 for r in 0..panel.len {
@@ -327,6 +379,10 @@ mod tests {
                         assert_eq!(data.halves[2 * entry..][..2], halves);
                         assert_eq!(data.sums[entry], scale * sum as f32);
                         let wanted = &values[(panel.start + r) * cols + b * 32..][..32];
+                        let pairs = &data.pairs[entry * 32..][..32];
+                        for (pair, x) in pairs.iter().zip(wanted) {
+                            assert_eq!(*pair, half::bf16::from_f32(*x).to_bits());
+                        }
                         for (c, x) in codes.iter().zip(wanted) {
                             assert!((f32::from(*c) * scale - x).abs() <= scale * 0.501);
                         }

@@ -185,7 +185,7 @@ fn head(model: &Model, work: &mut Workspace, machine: &mut Machine, rows: &[usiz
         from: &work.hidden,
         rows: Some(rows),
     });
-    let input = &model.head;
+    let input = (model.head.cols(), model.head.reads(machine.isa));
     prepare(
         machine,
         rows.len(),
@@ -242,7 +242,8 @@ impl LayerStep<'_> {
             rows: None,
         });
         let (normed, quantised) = (&mut work.normed, &mut work.quantised);
-        prepare(machine, rows, &layer.qkv, norm, normed, quantised);
+        let input = (layer.qkv.cols(), layer.qkv.reads(machine.isa));
+        prepare(machine, rows, input, norm, normed, quantised);
         machine.profile.lap(Phase::Norm);
         let input = Input {
             rows,
@@ -304,14 +305,12 @@ impl LayerStep<'_> {
             from: &work.hidden,
             rows: None,
         });
-        // Both read the same input, so it is quantised if either needs it.
-        let reader = if layer.gate.needs_quantised() {
-            &layer.gate
-        } else {
-            &layer.up
-        };
         let (normed, quantised) = (&mut work.normed, &mut work.quantised);
-        prepare(machine, rows, reader, norm, normed, quantised);
+        // Both read the same input.
+        let isa = machine.isa;
+        let reads = layer.gate.reads(isa).and(layer.up.reads(isa));
+        let input = (layer.gate.cols(), reads);
+        prepare(machine, rows, input, norm, normed, quantised);
         machine.profile.lap(Phase::Norm);
         let input = Input {
             rows,
@@ -346,7 +345,8 @@ impl LayerStep<'_> {
         (branch, hidden): (&mut Rows, &mut Rows),
     ) {
         let rows = self.places.len();
-        prepare(machine, rows, linear, None, input, quantised);
+        let reads = (linear.cols(), linear.reads(machine.isa));
+        prepare(machine, rows, reads, None, input, quantised);
         machine.profile.lap(Phase::Norm);
         let input = Input {
             rows,

@@ -5,7 +5,6 @@
 //! same element of 16 keys and scores need no sums across lanes; then its values, position by
 //! position. Heads are padded to whole vectors. Memory is real only once a block is used.
 
-use half::bf16;
 use powerband_engine::{EngineError, KvCacheDtype};
 
 use crate::buffer::{Buffer, Parts};
@@ -83,9 +82,7 @@ element!(F16, 2, load_f16, |s, to, v| {
     let least = s.splat(-65504.0);
     s.store_f16(to.cast(), s.max(s.min(v, most), least))
 });
-element!(BF16, 2, load_bf16, |s, to, v| {
-    store_each(s, to, v, |x| bf16::from_f32(x).to_le_bytes())
-});
+element!(BF16, 2, load_bf16, |s, to, v| s.store_bf16(to.cast(), v));
 element!(E5M2, 1, load_e5m2, |s, to, v| store_each(s, to, v, |x| [
     to_e5m2(x)
 ]));

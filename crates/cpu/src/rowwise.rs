@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use crate::activations::{Activations, Writer};
+use crate::activations::{Activations, Forms, Writer};
 use crate::buffer::{Parts, Rows};
 use crate::forward::{LayerStep, Machine, Place};
 use crate::kv::{BLOCK_SIZE, Layout, with_element};
-use crate::linear::Linear;
 use crate::ops;
 use crate::rope::RopeTable;
 use crate::sections::{Sections, by_rows};
@@ -66,21 +65,21 @@ fn fetch(row: &[f32]) {
     }
 }
 
-/// Norms rows into `rows`, or takes what is there, and quantises them if `reader` wants that.
+/// Norms rows of `len` values into `rows`, or takes what is there, and writes them in the other forms that
+/// are read.
 pub(crate) fn prepare(
     machine: &mut Machine,
     count: usize,
-    reader: &Linear,
+    (len, forms): (usize, Forms),
     norm: Option<Norm<'_>>,
     rows: &mut Rows,
     quantised: &mut Activations,
 ) {
     let isa = machine.isa;
     let stride = rows.stride;
-    let len = reader.cols();
-    let writer = reader
-        .needs_quantised()
-        .then(|| quantised.begin(count, len.next_multiple_of(32), isa.panel()));
+    let writer = forms
+        .any()
+        .then(|| quantised.begin(count, len.next_multiple_of(32), isa.panel(), forms));
     if norm.is_none() && writer.is_none() {
         return;
     }

@@ -260,7 +260,7 @@ fn fmas<S: Simd, const N: usize>(s: S) -> usize {
 
 #[cfg(target_arch = "x86_64")]
 fn bf16_instruction(threads: usize, isa: Isa) -> Option<f64> {
-    let has = isa.name() == "avx512" && is_x86_feature_detected!("avx512bf16");
+    let has = isa.multiplies_pairs();
     // SAFETY: the CPU has the instructions.
     has.then(|| together(threads, |_| unsafe { bf16_dots() }) / 1e9)
 }

@@ -6,7 +6,7 @@
 use super::codes::{Codes, Five, Four, Six, Three, Two};
 use super::kblocks::{halves, halves_with_minima, with_minima};
 use super::pack::{Format, TILE};
-use crate::activations::{PanelData, place_of};
+use crate::activations::{BLOCK, PanelData, place_of};
 use crate::simd::{LaneKernel, Simd, prefetch};
 
 /// Most rows in a panel of any instruction set.
@@ -106,6 +106,10 @@ floating! {
     F32 = f32;
 }
 
+kernel!(BF16Pairs<'a> = pairs, 1 + T, {
+    tile: TileData<'a>, panel: &'a [u16], sums: &'a mut Sums
+});
+
 /// Blocks from what is computed to what is asked for. Tiles lie one after the other, so a tile's
 /// last blocks ask for the next tile's first.
 const AHEAD: usize = 28;
@@ -146,7 +150,14 @@ pub fn multiply<S: Simd>(
 ) {
     assert_eq!(tile.bytes.len(), tile.format.tile_bytes(tile.length));
     assert!(rows <= S::PANEL);
-    if tile.format.is_quantised() {
+    let forms = tile.format.reads(s.multiplies_pairs());
+    if forms.pairs {
+        let Some(PanelData { pairs: panel, .. }) = panel else {
+            return;
+        };
+        assert!(panel.len() >= tile.length.div_ceil(BLOCK) * BLOCK * rows);
+        with_constant!(rows, S, s, BF16Pairs { tile, panel, sums });
+    } else if forms.bytes {
         let Some(panel) = panel else { return };
         let entries = tile.length * tile.format.activation_blocks() * rows;
         assert!(panel.scales.len() >= entries && panel.codes.len() >= 32 * entries);
@@ -382,4 +393,52 @@ macro_rules! float_kernel {
 
 float_kernel!(f32, 4, load);
 float_kernel!(f16, 2, load_f16);
-float_kernel!(bf16, 2, load_bf16);
+
+/// Weights in bfloat16, pairs of columns together.
+///
+/// # Safety
+/// The tile holds `length` columns and `x` `T` rows of as many values.
+#[inline(always)]
+unsafe fn bf16<S: Simd, const T: usize>(
+    s: S,
+    w: TileData,
+    x: &[f32],
+    stride: usize,
+    sums: &mut Sums,
+) {
+    let (weights, x) = (w.bytes.as_ptr(), x.as_ptr());
+    let mut acc = [s.splat(0.0); T];
+    for k in (0..w.length - w.length % 2).step_by(2) {
+        // SAFETY: columns `k` and `k + 1`.
+        unsafe {
+            let [first, second] = s.load_pairs(weights.add(k * TILE * 2).cast());
+            each!(t, {
+                acc[t] = s.fma(first, s.splat(*x.add(t * stride + k)), acc[t]);
+                acc[t] = s.fma(second, s.splat(*x.add(t * stride + k + 1)), acc[t]);
+            });
+        }
+    }
+    if w.length % 2 == 1 {
+        let k = w.length - 1;
+        // SAFETY: the last column; a tile is padded to whole blocks.
+        unsafe {
+            let [last, _] = s.load_pairs(weights.add(k * TILE * 2).cast());
+            each!(t, {
+                acc[t] = s.fma(last, s.splat(*x.add(t * stride + k)), acc[t]);
+            });
+        }
+    }
+    // SAFETY: a row of `sums` is 16 values.
+    each!(t, { unsafe { s.store(sums[t].as_mut_ptr(), acc[t]) } });
+}
+
+/// The same where pairs are multiplied by one instruction; so activations are rounded to bfloat16 too.
+///
+/// # Safety
+/// As [`bf16`], in blocks of 32 columns; the instruction is there.
+#[inline(always)]
+unsafe fn pairs<S: Simd, const T: usize>(s: S, w: TileData, panel: &[u16], sums: &mut Sums) {
+    let blocks = w.length.div_ceil(BLOCK);
+    // SAFETY: the caller's promise.
+    unsafe { s.multiply_pairs::<T>(w.bytes.as_ptr(), blocks, panel.as_ptr(), sums) }
+}

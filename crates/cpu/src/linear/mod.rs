@@ -14,11 +14,12 @@ use powerband_engine::EngineError;
 use powerband_model::Tensor;
 use powerband_model::spec::Activation;
 
+pub(crate) use kernels::Sums;
 pub(crate) use kernels::each;
-use kernels::{MOST, Sums, TileData, multiply};
+use kernels::{MOST, TileData, multiply};
 use pack::{Packed, TILE};
 
-use crate::activations::{Activations, Panel, PanelData, panels};
+use crate::activations::{Activations, Forms, Panel, PanelData, panels};
 use crate::buffer::{Parts, Rows};
 use crate::ops;
 use crate::sections::Sections;
@@ -45,7 +46,7 @@ pub struct Input<'a> {
     pub rows: usize,
     /// The rows in f32.
     pub float: &'a Rows,
-    /// The same rows, quantised; read only if [`Linear::needs_quantised`].
+    /// The same rows in the other forms that [`Linear::reads`].
     pub quantised: &'a Activations,
 }
 
@@ -85,9 +86,13 @@ impl Linear {
         self.parts.first().map_or(0, |part| part.cols)
     }
 
-    /// Does it read the quantised form of its input?
-    pub fn needs_quantised(&self) -> bool {
-        self.parts.iter().any(|part| part.format.is_quantised())
+    /// The forms of its input that it reads beside `f32`.
+    pub fn reads(&self, isa: Isa) -> Forms {
+        let forms = |part: &Packed| part.format.reads(isa.multiplies_pairs());
+        self.parts
+            .iter()
+            .map(forms)
+            .fold(Forms::default(), Forms::and)
     }
 
     /// The names of its formats.
@@ -112,7 +117,7 @@ impl Linear {
         let tiles: usize = self.parts.iter().map(Packed::tiles).sum();
         let stride = out.stride;
         let out = out.data.parts();
-        let read = (input, self.needs_quantised());
+        let read = (input, self.reads(isa).any());
         in_chunks(pool, isa, read, tiles, |panels, tiles| {
             isa.run(Tiles {
                 linear: self,
@@ -135,12 +140,12 @@ impl Linear {
         input: Input<'_>,
         out: &mut Rows,
     ) {
+        let read = (input, gate.reads(isa).and(up.reads(isa)).any());
         let (gate, up) = (&gate.parts[0], &up.parts[0]);
         let stride = out.stride;
         let out = out.data.parts();
         let tiles = gate.tiles().min(up.tiles());
-        let quantised = gate.format.is_quantised() || up.format.is_quantised();
-        in_chunks(pool, isa, (input, quantised), tiles, |panels, tiles| {
+        in_chunks(pool, isa, read, tiles, |panels, tiles| {
             isa.run(GatedTiles {
                 gate,
                 up,

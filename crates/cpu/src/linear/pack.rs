@@ -3,7 +3,7 @@
 //! Quantised tiles hold, block by block, groups of four codes of each of the 16 rows (a vector
 //! of 64 bytes, one lane a row), then the scales of all blocks, then the minima. Codes of fewer than
 //! 8 bits share bytes as `codes.rs` says; blocks of the K formats are laid out in `kblocks.rs`.
-//! Unquantised tiles hold 16 values a column.
+//! Unquantised tiles hold 16 values a column; those of bf16 16 pairs of two columns, and whole blocks.
 
 use powerband_engine::EngineError;
 use powerband_model::dequant::five_bits;
@@ -13,6 +13,7 @@ use powerband_model::{DType, Tensor};
 use super::codes::{self, Codes, Five, Four, Six, Three, Two};
 use super::kblocks::block_bytes;
 use super::kernels::NF4_SCALE;
+use crate::activations::{BLOCK, Forms};
 use crate::buffer::Buffer;
 use crate::threads::Pool;
 
@@ -53,9 +54,13 @@ pub enum Format {
 }
 
 impl Format {
-    /// Does it take quantised activations?
-    pub fn is_quantised(self) -> bool {
-        !matches!(self, Format::F16 | Format::BF16 | Format::F32)
+    /// The forms of activations that it is multiplied with, if not `f32`. `pairs`: the instruction set
+    /// multiplies pairs of bfloat16.
+    pub fn reads(self, pairs: bool) -> Forms {
+        Forms {
+            bytes: !matches!(self, Format::F16 | Format::BF16 | Format::F32),
+            pairs: pairs && self == Format::BF16,
+        }
     }
 
     /// Its name, for people.
@@ -89,6 +94,10 @@ impl Format {
 
     /// Bytes of a tile of `length` blocks (quantised) or columns.
     pub fn tile_bytes(self, length: usize) -> usize {
+        let length = match self {
+            Format::BF16 => length.next_multiple_of(BLOCK),
+            _ => length,
+        };
         length
             * match self {
                 Format::Q4 => Four::BYTES + 32,
@@ -220,7 +229,15 @@ fn spread<const N: usize>(from: &[u8], lane: usize, flip: u8, out: &mut [u8]) {
 fn pack_row(format: Format, length: usize, row: &[u8], lane: usize, out: &mut [u8]) {
     let blocks = |size: usize| row.chunks_exact(size);
     match format {
-        Format::F16 | Format::BF16 => spread::<2>(row, lane, 0, out),
+        Format::F16 => spread::<2>(row, lane, 0, out),
+        Format::BF16 => {
+            let even = row.len() - row.len() % 4;
+            spread::<4>(&row[..even], lane, 0, out);
+            if let [low, high] = row[even..] {
+                let at = even * TILE + lane * 4;
+                out[at..at + 2].copy_from_slice(&[low, high]);
+            }
+        }
         Format::F32 => spread::<4>(row, lane, 0, out),
         Format::Nf4 => {
             let (code_area, scale_area) = out.split_at_mut(length * 32 * TILE);

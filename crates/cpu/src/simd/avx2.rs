@@ -243,6 +243,13 @@ impl Simd for Avx2 {
             _mm_storeu_si128(to.add(8).cast(), high);
         };
         unsafe fn load_bf16(self, from: *const u16) -> F = [bf16(from), bf16(from.add(8))];
+        unsafe fn load_pairs(self, from: *const u16) -> [F; 2] = {
+            let [x, y] = [from, from.add(16)].map(|from| _mm256_loadu_si256(from.cast()));
+            let first = |bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits));
+            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let second = |bits| _mm256_castsi256_ps(_mm256_and_si256(bits, mask));
+            [[first(x), first(y)], [second(x), second(y)]]
+        };
         unsafe fn load_e5m2(self, from: *const u8) -> F =
             halves(_mm256_slli_epi16::<8>(widen(from)));
         unsafe fn load_e4m3(self, from: *const u8) -> F = {

@@ -2,11 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::{BEGIN, Entries, Kernel, Simd, avx512_blocks};
+use super::{BEGIN, Entries, Kernel, Simd, avx512_bf16, avx512_blocks};
+use crate::linear::Sums;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Avx512(());
+pub struct Avx512 {
+    /// BF16 too.
+    pairs: bool,
+}
 
 impl Avx512 {
     /// If the CPU has it.
@@ -16,7 +20,13 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
-        all.then_some(Self(()))
+        all.then_some(Self { pairs: false })
+    }
+
+    /// If the CPU has BF16 too.
+    pub fn with_pairs() -> Option<Self> {
+        let pairs = is_x86_feature_detected!("avx512bf16");
+        Self::detect().and_then(|_| pairs.then_some(Self { pairs }))
     }
 }
 
@@ -75,6 +85,24 @@ impl Simd for Avx512 {
     ) {
         // SAFETY: as above.
         unsafe { avx512_blocks::add_with(acc, q, scales, at, _mm512_set1_epi32(BEGIN)) }
+    }
+
+    #[inline(always)]
+    fn multiplies_pairs(self) -> bool {
+        self.pairs
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_pairs<const T: usize>(
+        self,
+        tile: *const u8,
+        blocks: usize,
+        panel: *const u16,
+        sums: &mut Sums,
+    ) {
+        assert!(self.pairs);
+        // SAFETY: `self` is the proof, and the caller's promise.
+        unsafe { avx512_bf16::multiply::<T>(tile, blocks, panel, sums) }
     }
 
     lanes! {
@@ -138,6 +166,24 @@ impl Simd for Avx512 {
         unsafe fn load_bf16(self, from: *const u16) -> __m512 = {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        };
+        unsafe fn store_bf16(self, to: *mut u16, v: __m512) = {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            // What is not a number must not be rounded into one.
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded))
+        };
+        unsafe fn load_pairs(self, from: *const u16) -> [__m512; 2] = {
+            let bits = _mm512_loadu_si512(from.cast());
+            let second = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)),
+                _mm512_castsi512_ps(second),
+            ]
         };
         unsafe fn load_e5m2(self, from: *const u8) -> __m512 =
             _mm512_cvtph_ps(_mm256_slli_epi16::<8>(widen(from)));

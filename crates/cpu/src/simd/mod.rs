@@ -29,6 +29,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
 mod avx512_blocks;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -40,7 +42,7 @@ mod tests;
 
 pub use portable::Portable;
 
-use crate::linear::each;
+use crate::linear::{Sums, each};
 
 /// Where sums of products begin: the bits of [`BEGIN_VALUE`], whose last place is 1. An integer that is
 /// added to them is added to the number that they are, so that it need not be converted.
@@ -95,6 +97,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_f16(self, to: *mut u16, v: Self::F);
     /// 16 bfloat16 values.
     unsafe fn load_bf16(self, from: *const u16) -> Self::F;
+    /// 16 bfloat16 values, rounded to nearest even. All lanes are there.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16, v: Self::F) {
+        let mut values = [0.0; 16];
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.store(values.as_mut_ptr(), v);
+            let bits = values.map(|x| half::bf16::from_f32(x).to_bits());
+            to.cast::<[u16; 16]>().write_unaligned(bits);
+        }
+    }
+    /// 16 pairs of bfloat16 values: the first of each, and the second.
+    unsafe fn load_pairs(self, from: *const u16) -> [Self::F; 2];
     /// 16 values of 8 bits: 5 exponent, 2 mantissa.
     unsafe fn load_e5m2(self, from: *const u8) -> Self::F;
     /// 16 values of 8 bits: 4 exponent, 3 mantissa (no infinities).
@@ -257,6 +272,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: the caller's promise.
         unsafe { (self.store_i8(to, x), self.store_i8(to.add(16), y)) }
     }
+    /// Are products of pairs of bfloat16 one instruction?
+    #[inline(always)]
+    fn multiplies_pairs(self) -> bool {
+        false
+    }
+    /// `sums[t][i]` = row `i` of a tile times row `t` of a panel, in blocks of 32 columns: 16 vectors of
+    /// a pair for each row of the tile, and `T` rows of 16 pairs. Only where it is one instruction.
+    #[inline(always)]
+    unsafe fn multiply_pairs<const T: usize>(
+        self,
+        _tile: *const u8,
+        _blocks: usize,
+        _panel: *const u16,
+        _sums: &mut Sums,
+    ) {
+        unreachable!("asked of instructions that do not multiply pairs");
+    }
     /// Rounds to bytes (values within -127..=127), stores them and returns their sum.
     unsafe fn store_i8(self, to: *mut i8, v: Self::F) -> i32;
 }
@@ -356,7 +388,7 @@ enum Level {
 }
 
 /// All instruction sets, better ones later.
-const NAMES: [&str; 5] = ["scalar", "neon", "dotprod", "avx2", "avx512"];
+const NAMES: [&str; 6] = ["scalar", "neon", "dotprod", "avx2", "avx512", "avx512bf16"];
 
 /// An instruction set that this CPU has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -396,6 +428,8 @@ impl Isa {
             "avx2" => avx2::Avx2::detect().map(|s| Self(Level::Avx2(s))),
             #[cfg(target_arch = "x86_64")]
             "avx512" => avx512::Avx512::detect().map(|s| Self(Level::Avx512(s))),
+            #[cfg(target_arch = "x86_64")]
+            "avx512bf16" => avx512::Avx512::with_pairs().map(|s| Self(Level::Avx512(s))),
             _ => None,
         }
     }
@@ -410,6 +444,8 @@ impl Isa {
             Level::DotProd(_) => "dotprod",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(s) if s.multiplies_pairs() => "avx512bf16",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
         }
@@ -427,6 +463,15 @@ impl Isa {
             Level::Avx2(_) => avx2::Avx2::PANEL,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => avx512::Avx512::PANEL,
+        }
+    }
+
+    /// [`Simd::multiplies_pairs`] of this instruction set.
+    pub fn multiplies_pairs(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(s) => s.multiplies_pairs(),
+            _ => false,
         }
     }
 

@@ -237,6 +237,16 @@ impl<P: Products, const N: usize> Simd for Neon<P, N> {
             let bits = vld1_u16(from.add(self.first() + 4 * i));
             vreinterpretq_f32_u32(vshll_n_u16::<16>(bits))
         });
+        unsafe fn load_pairs(self, from: *const u16) -> [Self::F; 2] = {
+            let bits: [_; N] = from_fn(|i| {
+                vld1q_u32(from.add(2 * (self.first() + 4 * i)).cast())
+            });
+            let mask = vdupq_n_u32(0xffff_0000);
+            [
+                bits.map(|bits| vreinterpretq_f32_u32(vshlq_n_u32::<16>(bits))),
+                bits.map(|bits| vreinterpretq_f32_u32(vandq_u32(bits, mask))),
+            ]
+        };
         unsafe fn load_e5m2(self, from: *const u8) -> Self::F = {
             let bits = self.widen(from);
             self.halves(from_fn(|i| vshl_n_u16::<8>(bits[i])))

@@ -74,6 +74,12 @@ impl Simd for Portable {
         each(|i| bf16::from_bits(bits[i]).to_f32())
     }
     #[inline(always)]
+    unsafe fn load_pairs(self, from: *const u16) -> [F; 2] {
+        // SAFETY: the trait's contract.
+        let bits = unsafe { from.cast::<[[u16; 2]; 16]>().read_unaligned() };
+        [0, 1].map(|half: usize| each(|i| bf16::from_bits(bits[i][half]).to_f32()))
+    }
+    #[inline(always)]
     unsafe fn load_e5m2(self, from: *const u8) -> F {
         // SAFETY: the trait's contract.
         unsafe { from.cast::<[u8; 16]>().read_unaligned() }.map(e5m2)

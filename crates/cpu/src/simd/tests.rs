@@ -51,7 +51,7 @@ impl Input {
     }
 }
 
-const RESULTS: usize = 29;
+const RESULTS: usize = 31;
 
 /// All functions whose lanes are apart, for a kernel that holds `HELD` vectors.
 struct Lanes<'a, const HELD: usize> {
@@ -81,6 +81,10 @@ impl<const HELD: usize> LaneKernel for Lanes<'_, HELD> {
             put!("splat", s.splat(1.5));
             put!("load_f16", s.load_f16(input.halves.as_ptr()));
             put!("load_bf16", s.load_bf16(input.halves.as_ptr()));
+            let twice = [input.halves; 2];
+            let [first, second] = s.load_pairs(twice.as_ptr().cast());
+            put!("load_pairs, first", first);
+            put!("load_pairs, second", second);
             put!("load_e5m2", s.load_e5m2(input.eighths.as_ptr()));
             put!("load_e4m3", s.load_e4m3(input.eighths.as_ptr()));
             put!("load_i8", s.load_i8(input.bytes.as_ptr().cast()));
@@ -204,7 +208,7 @@ fn lanes_are_the_portable_ones() {
 struct Across<'a>(&'a [f32; 16]);
 
 impl Kernel for Across<'_> {
-    type Output = (f32, f32, [i8; 16], i32, [i8; 32], (i32, i32));
+    type Output = (f32, f32, [i8; 16], i32, [i8; 32], (i32, i32), [u16; 16]);
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Output {
@@ -215,7 +219,9 @@ impl Kernel for Across<'_> {
             let sum = s.store_i8(bytes.as_mut_ptr(), x);
             let y = s.sub(s.splat(0.0), s.mul(x, s.splat(0.75)));
             let sums = s.store_two_i8(two.as_mut_ptr(), x, y);
-            (s.sum(x), s.largest(x), bytes, sum, two, sums)
+            let mut halves = [0; 16];
+            s.store_bf16(halves.as_mut_ptr(), s.mul(x, s.splat(0.3)));
+            (s.sum(x), s.largest(x), bytes, sum, two, sums, halves)
         }
     }
 }
