@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Serve one GGUF with Powerband and with llama.cpp's server, load both with one client, compare.
+"""Serve one model with Powerband and with llama.cpp's server or vLLM, load both with one client, compare.
 
     python3 benches/cpu_vs_llamacpp.py --model FILE.gguf --llama-server PATH \\
         [--powerband target/release/powerband] [--levels 1,10,50,100] [--requests auto] [--repeats 3]
+    python3 benches/cpu_vs_llamacpp.py --model FOLDER --vllm PATH ...
 
 The servers run one after the other on the same cores, taking turns at going first, so that a machine that
 changes speed changes it for both. Numbers are medians over the repeats. The load: closed loop over HTTP
@@ -33,10 +34,10 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
 SLOTS = 50
 # A slot of llama.cpp's cache: one request and a margin for prompts that come out a little longer.
 SLOT_TOKENS = 256
-READY_LIMIT_S, LEVEL_LIMIT_S = 120, 1800
+READY_LIMIT_S, LEVEL_LIMIT_S = 600, 1800
 # Cores that other programs may take during a level; with more it is measured again.
 QUIET_CORES = 0.1
-OURS, THEIRS = "powerband", "llama.cpp"
+OURS, LLAMA, VLLM = "powerband", "llama.cpp", "vLLM"
 
 
 def log_line(text):
@@ -45,8 +46,10 @@ def log_line(text):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
-    parser.add_argument("--llama-server", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file; with --vllm a checkpoint's folder")
+    peer = parser.add_mutually_exclusive_group(required=True)
+    peer.add_argument("--llama-server", type=Path)
+    peer.add_argument("--vllm", type=Path, help="the `vllm` of an environment with its build for CPUs")
     parser.add_argument("--powerband", type=Path, default=ROOT / "target/release/powerband")
     parser.add_argument("--levels", default="1,10,50,100", help="clients of each level")
     parser.add_argument("--requests", default="auto", help="requests a level; auto: max(8, 2 x clients)")
@@ -54,13 +57,14 @@ def parse_args():
     parser.add_argument("--tries", type=int, default=3, help="most tries of a disturbed level")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--powerband-args", default="", help="more flags for `powerband serve`")
-    parser.add_argument("--llama-args", default="", help="more flags for llama-server")
+    parser.add_argument("--peer-args", default="", help="more flags for the other server")
     parser.add_argument("--only", choices=["ours", "theirs"], help="measure one of the two")
     parser.add_argument("--label", help="the results' name after the date [default: cpu-<format>]")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results")
     args = parser.parse_args()
     args.levels = [int(level) for level in args.levels.split(",")]
-    if missing := [str(p) for p in (args.model, args.llama_server, args.powerband) if not p.is_file()]:
+    args.peer, args.peer_program = (VLLM, args.vllm) if args.vllm else (LLAMA, args.llama_server)
+    if missing := [str(p) for p in (args.model, args.peer_program, args.powerband) if not p.exists()]:
         parser.error(f"no such file: {', '.join(missing)}")
     return args
 
@@ -69,10 +73,13 @@ def serve_command(name, args, port):
     if name == OURS:
         command = [args.powerband, "serve", args.model, "--host", "127.0.0.1", "--port", port,
                    "--max-num-seqs", SLOTS, "--threads", args.threads, *args.powerband_args.split()]
+    elif name == VLLM:
+        command = [args.vllm, "serve", args.model, "--host", "127.0.0.1", "--port", port, "--max-num-seqs", SLOTS,
+                   "--dtype", "bfloat16", "--max-model-len", SLOT_TOKENS, *args.peer_args.split()]
     else:
         command = [args.llama_server, "--model", args.model, "--host", "127.0.0.1", "--port", port,
                    "-np", SLOTS, "-c", SLOTS * SLOT_TOKENS, "--threads", args.threads,
-                   *args.llama_args.split()]
+                   *args.peer_args.split()]
     return [str(part) for part in command]
 
 
@@ -118,13 +125,22 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def processes(self):
+        """(folder in /proc, fields of its `stat` after the name) of each process of the server."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # It has just ended.
+                continue
+            if int(fields[2]) == self.process.pid:
+                yield folder, fields
+
     def peak_mib(self):
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+        peaks = (re.search(r"VmHWM:\s+(\d+) kB", (folder / "status").read_text()) for folder, _ in self.processes())
+        return sum(int(peak[1]) for peak in peaks if peak) / 1024
 
     def cpu_s(self):
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return sum(int(f[11]) + int(f[12]) for _, f in self.processes()) / os.sysconf("SC_CLK_TCK")
 
 
 def machine_busy_s():
@@ -201,16 +217,17 @@ def machine():
 
 
 def versions(args):
-    llama = re.search(r"version: (.*)", output_of(args.llama_server.resolve(), "--version"))
+    peer = output_of(args.peer_program.absolute(), "--version").splitlines()
+    peer = [line for line in peer if re.match(r"version: |\d", line)]
     # The commit is the binary's only if it was built after it.
     built, committed = args.powerband.stat().st_mtime, float(output_of("git", "log", "-1", "--format=%ct") or "inf")
     commit = output_of("git", "rev-parse", "--short", "HEAD")
     return {"commit": commit if built > committed else f"unknown (older than {commit})",
             OURS: output_of(args.powerband.resolve(), "--version"),
-            THEIRS: llama[1] if llama else "unknown"}
+            args.peer: peer[-1].removeprefix("version: ") if peer else "unknown"}
 
 
-def summarise(runs, levels):
+def summarise(runs, levels, names):
     """Medians a level, and of start and memory."""
     def median_of(name, get):
         values = [get(run) for run in runs if run["server"] == name]
@@ -220,13 +237,13 @@ def summarise(runs, levels):
     for index, clients in enumerate(levels):
         row = {"clients": clients, "failed": sum(run["levels"][index]["failed"] for run in runs)}
         for key in ("output_tok_s", "ttft_ms", "itl_ms", "other_cores"):
-            for name in (OURS, THEIRS):
+            for name in names:
                 row[f"{key} {name}"] = median_of(name, lambda run: run["levels"][index][key])
-        ours, theirs = row[f"output_tok_s {OURS}"], row[f"output_tok_s {THEIRS}"]
+        ours, theirs = (row[f"output_tok_s {name}"] for name in names)
         row["ratio"] = ours / theirs if ours and theirs else None
         rows.append(row)
     start = {f"{key} {name}": median_of(name, lambda run: run[key])
-             for key in ("ready_s", "peak_mib") for name in (OURS, THEIRS)}
+             for key in ("ready_s", "peak_mib") for name in names}
     return {"levels": rows, **start}
 
 
@@ -240,18 +257,19 @@ def number(value, digits=0):
 
 
 def markdown(result):
-    summary, host, version = result["summary"], result["machine"], result["versions"]
-    rows = [[str(row["clients"]), number(row[f"output_tok_s {OURS}"], 1), number(row[f"output_tok_s {THEIRS}"], 1),
-             number(row["ratio"], 2)] + [number(row[f"ttft_ms {name}"]) for name in (OURS, THEIRS)]
-            + [number(row[f"itl_ms {name}"], 1) for name in (OURS, THEIRS)]
-            + [str(row["failed"])] + [number(row[f"other_cores {name}"], 2) for name in (OURS, THEIRS)]
+    summary, host, version, peer = result["summary"], result["machine"], result["versions"], result["peer"]
+    names = (OURS, peer)
+    rows = [[str(row["clients"])] + [number(row[f"output_tok_s {name}"], 1) for name in names]
+            + [number(row["ratio"], 2)] + [number(row[f"ttft_ms {name}"]) for name in names]
+            + [number(row[f"itl_ms {name}"], 1) for name in names]
+            + [str(row["failed"])] + [number(row[f"other_cores {name}"], 2) for name in names]
             for row in summary["levels"]]
-    start = [[title] + [number(summary[f"{key} {name}"], digits) for name in (OURS, THEIRS)]
+    start = [[title] + [number(summary[f"{key} {name}"], digits) for name in names]
              for title, key, digits in (("command to ready, s", "ready_s", 2), ("peak memory (VmHWM), MiB", "peak_mib", 0))]
     return "\n\n".join([
-        f"# {result['model']['file']}: Powerband and llama.cpp's server, {result['date']}",
+        f"# {result['model']['file']}: Powerband and {peer}'s server, {result['date']}",
         f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB; {result['threads']} threads, {SLOTS} slots. "
-        f"Powerband, commit {version['commit']}; llama.cpp {version[THEIRS]}. "
+        f"Powerband, commit {version['commit']}; {peer} {version[peer]}. "
         f"{PROMPT_TOKENS} prompt and {OUTPUT_TOKENS} output tokens a request, requests a level: {result['requests']}; "
         f"medians of {result['repeats']}.",
         table(["clients", "ours, tok/s", "theirs, tok/s", "ratio", "TTFT mean, ms: ours", "theirs",
@@ -261,12 +279,13 @@ def markdown(result):
 
 
 def model_info(path):
-    digest = hashlib.sha256()
-    with path.open("rb") as file:  # Also brings the file into the page cache, for both servers.
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, files = hashlib.sha256(), [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    for part in files:
+        with part.open("rb") as file:  # Also brings the file into the page cache, for both servers.
+            while block := file.read(1 << 20):
+                digest.update(block)
     named = re.search(r"\b(I?Q\d\w*|B?F16|F32)\b", path.stem, re.IGNORECASE)
-    return {"file": path.name, "sha256": digest.hexdigest(), "bytes": path.stat().st_size,
+    return {"file": path.name, "sha256": digest.hexdigest(), "bytes": sum(part.stat().st_size for part in files),
             "format": (named[1] if named else path.stem).lower()}
 
 
@@ -275,7 +294,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = parse_args()
     model = model_info(args.model)
-    names = [name for name, key in ((OURS, "ours"), (THEIRS, "theirs")) if args.only in (None, key)]
+    names = [name for name, key in ((OURS, "ours"), (args.peer, "theirs")) if args.only in (None, key)]
     runs = []
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         try:
@@ -288,9 +307,9 @@ def main():
             sys.exit(f"error: {error}")
     flags = [re.sub(r"[^ =]*/", "", part) for part in sys.argv[1:]]  # without this machine's folders
     result = {"date": datetime.date.today().isoformat(), "model": model, "machine": machine(),
-              "versions": versions(args), "threads": args.threads, "requests": args.requests,
+              "versions": versions(args), "peer": args.peer, "threads": args.threads, "requests": args.requests,
               "repeats": args.repeats, "command": " ".join(["benches/cpu_vs_llamacpp.py", *flags]),
-              "summary": summarise(runs, args.levels), "runs": runs}
+              "summary": summarise(runs, args.levels, (OURS, args.peer)), "runs": runs}
     args.out.mkdir(parents=True, exist_ok=True)
     stem = args.out / f"{result['date']}-{args.label or 'cpu-' + model['format']}"
     Path(f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -51,26 +51,63 @@ pub fn bytes(cols: usize) -> usize {
     cols.div_ceil(BLOCK) * (3 * BLOCK + 4 * (3 + OFFSETS.len() + 2))
 }
 
-/// Which forms of its input a product reads beside `f32`.
+/// Which forms of its input a product reads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forms {
     /// Signed bytes with scales.
-    pub bytes: bool,
+    pub bytes: Bytes,
     /// Pairs of bfloat16.
     pub pairs: bool,
+    /// The rows as they are.
+    pub float: bool,
+}
+
+/// What is read with signed bytes and their scales, each of which has an array of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// [`PanelData::begins`] of each offset.
+    pub begins: [bool; OFFSETS.len()],
+    /// [`PanelData::halves`].
+    pub halves: bool,
+    /// [`PanelData::sums`].
+    pub sums: bool,
+}
+
+impl Bytes {
+    /// Are bytes read at all? Each format reads one of the arrays beside them.
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
 }
 
 impl Forms {
-    /// Is there one?
-    pub fn any(self) -> bool {
-        self != Self::default()
+    /// All that there is.
+    pub const ALL: Self = Self {
+        bytes: Bytes {
+            begins: [true; OFFSETS.len()],
+            halves: true,
+            sums: true,
+        },
+        pairs: true,
+        float: true,
+    };
+
+    /// Is there one that is not `f32`?
+    pub fn other(self) -> bool {
+        self.pairs || self.bytes.any()
     }
 
     /// Those of both.
     pub fn and(self, other: Self) -> Self {
+        let (a, b) = (self.bytes, other.bytes);
         Self {
-            bytes: self.bytes || other.bytes,
+            bytes: Bytes {
+                begins: std::array::from_fn(|i| a.begins[i] || b.begins[i]),
+                halves: a.halves || b.halves,
+                sums: a.sums || b.sums,
+            },
             pairs: self.pairs || other.pairs,
+            float: self.float || other.float,
         }
     }
 }
@@ -187,15 +224,11 @@ impl Activations {
         }
     }
 
-    /// Lays out and fills the first `count` of `rows`, on this thread: what a model's step does
+    /// Lays out and fills the first `count` of `rows` in all forms, on this thread: what a model's step does
     /// beside its norms.
     pub fn quantise(&mut self, isa: Isa, rows: &Rows, count: usize) {
-        let forms = Forms {
-            bytes: true,
-            pairs: isa.multiplies_pairs(),
-        };
         isa.run(Quantise {
-            writer: self.begin(count, rows.stride, isa.panel(), forms),
+            writer: self.begin(count, rows.stride, isa.panel(), Forms::ALL),
             rows,
             count,
         });
@@ -268,40 +301,62 @@ impl<'a> Writer<'a> {
     /// Writes `values` (whole blocks) as row `row`.
     ///
     /// # Safety
-    /// No other thread writes this row.
+    /// No other thread writes a row of the same panel.
     #[inline(always)]
     pub unsafe fn row<S: Simd>(&self, s: S, row: usize, values: &[f32]) {
-        let at = self.panels.partition_point(|p| p.start <= row) - 1;
-        let panel = self.panels[at];
-        for (b, block) in values.chunks_exact(BLOCK).take(self.blocks).enumerate() {
-            let entry = panel.start * self.blocks + b * panel.len + (row - panel.start);
-            // SAFETY: an entry belongs to one row, which the caller writes alone; a block is two
-            // vectors.
-            unsafe {
-                if self.forms.pairs {
+        let panel = self.panels[self.panels.partition_point(|p| p.start <= row) - 1];
+        let blocks = self.blocks.min(values.len() / BLOCK);
+        // Entries of a row lie `panel.len` apart.
+        let first = panel.start * self.blocks + (row - panel.start);
+        if self.forms.pairs {
+            for (b, block) in values.chunks_exact(BLOCK).take(blocks).enumerate() {
+                let entry = first + b * panel.len;
+                // SAFETY: an entry belongs to one row, which the caller writes alone; a block is two vectors.
+                unsafe {
                     let pairs = self.pairs.at(entry * BLOCK, BLOCK).as_mut_ptr();
                     s.store_bf16(pairs, s.load(block.as_ptr()));
                     s.store_bf16(pairs.add(16), s.load(block.as_ptr().add(16)));
                 }
-                if !self.forms.bytes {
-                    continue;
+            }
+        }
+        if self.forms.bytes.any() {
+            for (b, block) in values.chunks_exact(BLOCK).take(blocks).enumerate() {
+                // SAFETY: as above.
+                unsafe { self.block(s, first + b * panel.len, block) }
+            }
+        }
+    }
+
+    /// Quantises a block as entry `entry`.
+    ///
+    /// # Safety
+    /// No other thread writes this entry.
+    #[inline(always)]
+    unsafe fn block<S: Simd>(&self, s: S, entry: usize, block: &[f32]) {
+        let bytes = self.forms.bytes;
+        // SAFETY: the caller's promise; a block is two vectors.
+        unsafe {
+            let codes = self.codes.at(entry * BLOCK, BLOCK).as_mut_ptr();
+            let (x, y) = (s.load(block.as_ptr()), s.load(block.as_ptr().add(16)));
+            let largest = s.largest(s.max(s.abs(x), s.abs(y)));
+            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
+            let scale = exact(largest / 127.0);
+            let (first, last) = s.store_two_i8(codes, s.mul(x, inverse), s.mul(y, inverse));
+            let sum = first + last;
+            self.scales.at(entry, 1)[0] = scale;
+            self.less.at(entry, 1)[0] = less(scale);
+            for (place, offset) in OFFSETS.into_iter().enumerate() {
+                if bytes.begins[place] {
+                    self.begins[place].at(entry, 1)[0] = BEGIN - offset * sum;
                 }
-                let codes = self.codes.at(entry * BLOCK, BLOCK).as_mut_ptr();
-                let (x, y) = (s.load(block.as_ptr()), s.load(block.as_ptr().add(16)));
-                let largest = s.largest(s.max(s.abs(x), s.abs(y)));
-                let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-                let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
-                let scale = exact(largest / 127.0);
-                let (first, last) = s.store_two_i8(codes, s.mul(x, inverse), s.mul(y, inverse));
-                let sum = first + last;
-                self.scales.at(entry, 1)[0] = scale;
-                self.less.at(entry, 1)[0] = less(scale);
-                for (begins, offset) in self.begins.iter().zip(OFFSETS) {
-                    begins.at(entry, 1)[0] = BEGIN - offset * sum;
-                }
+            }
+            if bytes.halves {
                 self.halves
                     .at(2 * entry, 2)
                     .copy_from_slice(&[BEGIN - 32 * first, BEGIN - 32 * last]);
+            }
+            if bytes.sums {
                 self.sums.at(entry, 1)[0] = scale * sum as f32;
             }
         }
@@ -354,11 +409,7 @@ mod tests {
             .collect();
         for isa in Isa::all() {
             let mut acts = Activations::new(rows, cols).unwrap();
-            let forms = Forms {
-                bytes: true,
-                pairs: true,
-            };
-            isa.run(Fill(acts.begin(rows, cols, 3, forms), &values, cols));
+            isa.run(Fill(acts.begin(rows, cols, 3, Forms::ALL), &values, cols));
             for &panel in acts.panels() {
                 let data = acts.panel(panel);
                 for r in 0..panel.len {

@@ -66,7 +66,7 @@ fn fetch(row: &[f32]) {
 }
 
 /// Norms rows of `len` values into `rows`, or takes what is there, and writes them in the other forms that
-/// are read.
+/// are read. If no `f32` is, what is left in `rows` means nothing.
 pub(crate) fn prepare(
     machine: &mut Machine,
     count: usize,
@@ -78,7 +78,7 @@ pub(crate) fn prepare(
     let isa = machine.isa;
     let stride = rows.stride;
     let writer = forms
-        .any()
+        .other()
         .then(|| quantised.begin(count, len.next_multiple_of(32), isa.panel(), forms));
     if norm.is_none() && writer.is_none() {
         return;
@@ -93,6 +93,7 @@ pub(crate) fn prepare(
             rows,
             stride,
             writer,
+            float: forms.float,
         });
     };
     match writer {
@@ -118,6 +119,8 @@ pub(crate) struct Prepare<'a> {
     pub rows: Parts<'a, f32>,
     pub stride: usize,
     pub writer: Option<Writer<'a>>,
+    /// Are the rows themselves read?
+    pub float: bool,
 }
 
 impl Kernel for Prepare<'_> {
@@ -128,7 +131,13 @@ impl Kernel for Prepare<'_> {
         for row in self.first..self.last {
             // SAFETY: each row is one task's; rows are padded to whole vectors.
             unsafe {
-                let to = self.rows.at(row * self.stride, self.stride);
+                // If only other forms of it are read, a row is normed where it stays in the first cache.
+                let place = if self.float || self.norm.is_none() {
+                    row
+                } else {
+                    self.first
+                };
+                let to = self.rows.at(place * self.stride, self.stride);
                 if row + 1 < self.last {
                     match self.norm {
                         Some(norm) => fetch(norm.row(row + 1)),

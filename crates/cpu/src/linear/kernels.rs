@@ -157,7 +157,7 @@ pub fn multiply<S: Simd>(
         };
         assert!(panel.len() >= tile.length.div_ceil(BLOCK) * BLOCK * rows);
         with_constant!(rows, S, s, BF16Pairs { tile, panel, sums });
-    } else if forms.bytes {
+    } else if forms.bytes.any() {
         let Some(panel) = panel else { return };
         let entries = tile.length * tile.format.activation_blocks() * rows;
         assert!(panel.scales.len() >= entries && panel.codes.len() >= 32 * entries);

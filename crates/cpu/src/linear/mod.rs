@@ -86,7 +86,7 @@ impl Linear {
         self.parts.first().map_or(0, |part| part.cols)
     }
 
-    /// The forms of its input that it reads beside `f32`.
+    /// The forms of its input that it reads.
     pub fn reads(&self, isa: Isa) -> Forms {
         let forms = |part: &Packed| part.format.reads(isa.multiplies_pairs());
         self.parts
@@ -117,7 +117,7 @@ impl Linear {
         let tiles: usize = self.parts.iter().map(Packed::tiles).sum();
         let stride = out.stride;
         let out = out.data.parts();
-        let read = (input, self.reads(isa).any());
+        let read = (input, self.reads(isa).other());
         in_chunks(pool, isa, read, tiles, |panels, tiles| {
             isa.run(Tiles {
                 linear: self,
@@ -140,7 +140,7 @@ impl Linear {
         input: Input<'_>,
         out: &mut Rows,
     ) {
-        let read = (input, gate.reads(isa).and(up.reads(isa)).any());
+        let read = (input, gate.reads(isa).and(up.reads(isa)).other());
         let (gate, up) = (&gate.parts[0], &up.parts[0]);
         let stride = out.stride;
         let out = out.data.parts();

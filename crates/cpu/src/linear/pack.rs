@@ -13,7 +13,7 @@ use powerband_model::{DType, Tensor};
 use super::codes::{self, Codes, Five, Four, Six, Three, Two};
 use super::kblocks::block_bytes;
 use super::kernels::NF4_SCALE;
-use crate::activations::{BLOCK, Forms};
+use crate::activations::{BLOCK, Forms, place_of};
 use crate::buffer::Buffer;
 use crate::threads::Pool;
 
@@ -54,13 +54,20 @@ pub enum Format {
 }
 
 impl Format {
-    /// The forms of activations that it is multiplied with, if not `f32`. `pairs`: the instruction set
+    /// The forms of activations that it is multiplied with. `pairs`: the instruction set
     /// multiplies pairs of bfloat16.
     pub fn reads(self, pairs: bool) -> Forms {
-        Forms {
-            bytes: !matches!(self, Format::F16 | Format::BF16 | Format::F32),
-            pairs: pairs && self == Format::BF16,
+        let mut forms = Forms::default();
+        match self {
+            Format::BF16 if pairs => forms.pairs = true,
+            Format::F32 | Format::F16 | Format::BF16 => forms.float = true,
+            Format::Q4 => forms.bytes.begins[place_of(Four::OFFSET)] = true,
+            Format::Q5 => forms.bytes.begins[place_of(Five::OFFSET)] = true,
+            Format::Q8 | Format::Nf4 => forms.bytes.begins[place_of(128)] = true,
+            Format::Q4Min | Format::Q5Min | Format::Q4K | Format::Q5K => forms.bytes.sums = true,
+            Format::Q2K | Format::Q3K | Format::Q6K => forms.bytes.halves = true,
         }
+        forms
     }
 
     /// Its name, for people.
