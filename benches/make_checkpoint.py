@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a folder in Hugging Face's format, weights in bfloat16, from a small GGUF model.
 
-    pip install torch transformers gguf
+    pip install torch transformers accelerate gguf
     python3 benches/make_checkpoint.py MODEL.gguf OUT_DIR [--shape llama-3.2-1b]
 
 With --shape the folder has the configuration of that shape and the file's tokenizer, but no weights: for servers
@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 SHAPES = {
@@ -43,7 +44,14 @@ def main() -> None:
         config.architectures = ["LlamaForCausalLM"]
         config.save_pretrained(args.out_dir)
     else:
-        AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16).save_pretrained(args.out_dir)
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+        # It is dequantised, but says otherwise, and is not written then.
+        del model.config.quantization_config
+        model.config.save_pretrained(args.out_dir)
+        head = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+                   if name not in head}
+        save_file(weights, args.out_dir / "model.safetensors", metadata={"format": "pt"})
     print(args.out_dir)
 
 
