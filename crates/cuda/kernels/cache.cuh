@@ -32,14 +32,42 @@ static __device__ inline void write_kv(char *cache, int kind, int kv_dim, int he
     to[b] = narrow(v.y, kind);
   }
 }
-// One element; `row` is the first of its warp's rows among all heads' keys (or values), `dim` its
-// place in the head.
+// The first of a head's keys, or values, in the block of `place`; `row` is one of its rows among all heads'.
+static __device__ inline size_t head_at(int kv_dim, int head_dim, int place, int row, bool key) {
+  return ((size_t)(place >> 4) * kv_dim + (size_t)(row - row % head_dim)) * 32 + (key ? 0 : head_dim * 16);
+}
+// Two elements, the first of which has an even place.
+template <typename T> static __device__ inline void write_two(char *cache, int kind, size_t at, float a, float b) {
+  if (kind == KV_SAME) {
+    *reinterpret_cast<uint32_t *>(reinterpret_cast<T *>(cache) + at) = Pair<T>::pack(a, b);
+  } else {
+    *reinterpret_cast<uint16_t *>(cache + at) = narrow(a, kind) | (uint16_t)narrow(b, kind) << 8;
+  }
+}
+// Elements `dim` (even) and the next of the key at one position.
 template <typename T>
-static __device__ inline void write_kv_one(char *cache, int kind, int kv_dim, int head_dim, int place, int row,
-                                           int dim, bool key, float v) {
-  int offset = place & 15;
-  size_t at = ((size_t)(place >> 4) * kv_dim + (size_t)(row - row % head_dim)) * 32 + (key ? 0 : head_dim * 16) +
-              (key ? key_at(offset, dim) : value_at(offset, dim));
-  if (kind == KV_SAME) reinterpret_cast<T *>(cache)[at] = Pair<T>::one(v);
-  else reinterpret_cast<uint8_t *>(cache)[at] = narrow(v, kind);
+static __device__ inline void write_key_pair(char *cache, int kind, int kv_dim, int head_dim, int place, int row,
+                                             int dim, float2 v) {
+  write_two<T>(cache, kind, head_at(kv_dim, head_dim, place, row, true) + key_at(place & 15, dim), v.x, v.y);
+}
+// Elements `dim` (of the first eight of sixteen) and eight further of the values of two tokens, of which `there` are
+// real: [elements][tokens]. Neighbouring positions lie side by side.
+template <typename T>
+static __device__ inline void write_values(char *cache, int kind, int kv_dim, int head_dim, int2 place, int row,
+                                           int dim, const float *v, int there) {
+  size_t at = head_at(kv_dim, head_dim, place.x, row, false) + value_at(place.x & 15, dim);
+  if (there > 1 && place.x % 2 == 0 && place.y == place.x + 1) {
+    write_two<T>(cache, kind, at, v[0], v[1]);
+    write_two<T>(cache, kind, at + 2, v[2], v[3]);
+    return;
+  }
+  auto one = [&](size_t to, float x) {
+    if (kind == KV_SAME) reinterpret_cast<T *>(cache)[to] = Pair<T>::one(x);
+    else reinterpret_cast<uint8_t *>(cache)[to] = narrow(x, kind);
+  };
+  if (there > 0) one(at, v[0]), one(at + 2, v[2]);
+  if (there > 1) {
+    at = head_at(kv_dim, head_dim, place.y, row, false) + value_at(place.y & 15, dim);
+    one(at, v[1]), one(at + 2, v[3]);
+  }
 }

@@ -115,10 +115,11 @@ static const uint32_t kArrivalsPerPart = 1;
 static const uint32_t kArrivalsPerPart = 32;
 #endif
 
-// A warp fetches `bytes` contiguous bytes and counts as one part of the barrier; `pieces` of them
-// with the given strides. Called by all lanes of the producer warp.
-static __device__ inline void fetch(uint32_t to, const char *from, uint32_t bytes, int pieces,
-                                    size_t from_stride, uint32_t bar, int lane, uint64_t policy) {
+// A warp fetches `pieces` of `bytes` contiguous bytes and counts as one part of the barrier; `from` says where a
+// piece lies. Called by all lanes of the producer warp.
+template <typename From>
+static __device__ inline void fetch(uint32_t to, uint32_t bytes, int pieces, From from, uint32_t bar, int lane,
+                                    uint64_t policy) {
 #if HAS_BULK
   if (lane == 0) {
     asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar),
@@ -126,13 +127,13 @@ static __device__ inline void fetch(uint32_t to, const char *from, uint32_t byte
     for (int i = 0; i < pieces; ++i)
       asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
                    ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to + i * bytes),
-                   "l"(from + i * from_stride), "r"(bytes), "r"(bar), "l"(policy) : "memory");
+                   "l"(from(i)), "r"(bytes), "r"(bar), "l"(policy) : "memory");
   }
 #else
   for (int i = 0; i < pieces; ++i)
     for (uint32_t at = lane * 16; at < bytes; at += 512)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * bytes + at),
-                   "l"(from + i * from_stride + at) : "memory");
+                   "l"(from(i) + at) : "memory");
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(bar) : "memory");
 #endif
 }

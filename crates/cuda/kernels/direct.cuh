@@ -73,32 +73,29 @@ static __device__ inline void add_residual_rows(const GemmParams &p, const float
 }
 
 // Heads are multiples of 16 rows, so that a warp's rows belong to one head. `notes`: the tokens' positions and
-// places in the cache, [2][TM].
+// places in the cache, [2][TM]. Of queries and keys two lanes exchange values, so that each has both of a pair of
+// rows, which turn together and lie side by side, for one of their two tokens.
 template <typename T, int TM>
 static __device__ inline void store_qkv_rows(const GemmParams &p, const float *acc, const float *scale,
                                              const int *notes, int tile, int token, int there, int warp, int lane) {
-  int row = tile * 64 + (warp & 3) * 16, mine = lane >> 2, pair = (lane & 3) * 2;
+  int row = tile * 64 + (warp & 3) * 16, mine = lane >> 2, pair = (lane & 3) * 2, odd = mine & 1;
   if (row >= p.q_dim + 2 * p.kv_dim) return;
   float bias0 = p.bias ? p.bias[row + mine] : 0, bias1 = p.bias ? p.bias[row + 8 + mine] : 0;
   bool query = row < p.q_dim, value = row >= p.q_dim + p.kv_dim;
-  int dim = row % p.head_dim + mine, half = p.rotary / 2;
+  int dim = row % p.head_dim + mine - odd, half = p.rotary / 2;
   bool turns0 = !value && dim < p.rotary, turns1 = !value && dim + 8 < p.rotary;
-  float sign = mine & 1 ? 1.f : -1.f;
   int cached = row - p.q_dim - (value ? p.kv_dim : 0);
 #pragma unroll
   for (int begin = 0; begin < TM / 8; begin += AT_ONCE) {
     if (begin * 8 >= there) break;
-    float2 turn[AT_ONCE][4];
+    float2 turn[AT_ONCE][2];
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
-      int2 position = *reinterpret_cast<const int2 *>(notes + (begin + u) * 8 + pair);
-      const float2 *turn0 = p.rope + (size_t)position.x * half + dim / 2;
-      const float2 *turn1 = p.rope + (size_t)position.y * half + dim / 2;
+      int position = notes[(begin + u) * 8 + pair + odd];
+      const float2 *at = p.rope + (size_t)position * half + dim / 2;
       float2 none = make_float2(1, 0);
-      turn[u][0] = turns0 ? turn0[0] : none;
-      turn[u][1] = turns0 ? turn1[0] : none;
-      turn[u][2] = turns1 ? turn0[4] : none;
-      turn[u][3] = turns1 ? turn1[4] : none;
+      turn[u][0] = turns0 ? at[0] : none;
+      turn[u][1] = turns1 ? at[4] : none;
     }
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
@@ -106,30 +103,27 @@ static __device__ inline void store_qkv_rows(const GemmParams &p, const float *a
       float2 s = *reinterpret_cast<const float2 *>(scale + t);
       float v[4] = {acc[4 * j] * s.x + bias0, acc[4 * j + 1] * s.y + bias0, acc[4 * j + 2] * s.x + bias1,
                     acc[4 * j + 3] * s.y + bias1};
-      if (!value) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float other = __shfl_xor_sync(~0u, v[i], 4);
-          v[i] = v[i] * turn[u][i].x + sign * other * turn[u][i].y;
-        }
-      }
-      if (query) {
-        uint32_t upper = transpose8(Pair<T>::pack(v[0], v[1])), lower = transpose8(Pair<T>::pack(v[2], v[3]));
-        T *to = reinterpret_cast<T *>(p.query) + (size_t)(token + j * 8 + mine) * p.q_dim + row + pair;
-        if (j * 8 + mine < there) {
-          *reinterpret_cast<uint32_t *>(to) = upper;
-          *reinterpret_cast<uint32_t *>(to + 8) = lower;
-        }
+      if (value) {
+        int2 place = *reinterpret_cast<const int2 *>(notes + TM + t);
+        write_values<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place, cached, dim + odd, v, there - t);
         continue;
       }
-      int2 place = *reinterpret_cast<const int2 *>(notes + TM + t);
-      if (t < there) {
-        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.x, cached, dim, !value, v[0]);
-        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.x, cached, dim + 8, !value, v[2]);
+      float2 two[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float other = __shfl_xor_sync(~0u, odd ? v[2 * i] : v[2 * i + 1], 4);
+        float x = odd ? other : v[2 * i], y = odd ? v[2 * i + 1] : other;
+        two[i] = make_float2(x * turn[u][i].x - y * turn[u][i].y, y * turn[u][i].x + x * turn[u][i].y);
       }
-      if (t + 1 < there) {
-        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.y, cached, dim, !value, v[1]);
-        write_kv_one<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place.y, cached, dim + 8, !value, v[3]);
+      if (t + odd >= there) continue;
+      if (query) {
+        T *to = reinterpret_cast<T *>(p.query) + (size_t)(token + t + odd) * p.q_dim + row + mine - odd;
+        *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(two[0].x, two[0].y);
+        *reinterpret_cast<uint32_t *>(to + 8) = Pair<T>::pack(two[1].x, two[1].y);
+      } else {
+        int place = notes[TM + t + odd];
+        write_key_pair<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place, cached, dim, two[0]);
+        write_key_pair<T>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, place, cached, dim + 8, two[1]);
       }
     }
   }

@@ -175,6 +175,9 @@ static __device__ inline void hand_on_gate(const GemmParams &p, const FlowParams
           Pair<bf16>::pack(activate(v.x, p.gelu) * up.x, activate(v.y, p.gelu) * up.y));
 }
 
+// Warps that share a ring of weights; `layers.rs`.
+#define RING_WARPS 4
+
 // Whose turn it is to finish an item, and where its sums lie: on from product to product.
 struct Turns { int turn = 0, place = 0; };
 
@@ -204,7 +207,9 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
   int per_item = (k_tiles + S::kTiles - 1) / S::kTiles;
   int mine = first < items ? (items - first + step - 1) / step : 0;
   if (mine == 0 && p.epilogue != LOGITS) return;
-  int groups = warp < per_item ? (per_item - warp + SKINNY_WARPS - 1) / SKINNY_WARPS : 0;
+  // Where the last warps of a ring have less than the first, they multiply by nothing.
+  int ring_first = warp / RING_WARPS * RING_WARPS;
+  int groups = ring_first < per_item ? (per_item - ring_first + SKINNY_WARPS - 1) / SKINNY_WARPS : 0;
   int chunks = (groups + kPlaces - 1) / kPlaces;
 
   auto read_tile = [&](Inputs *to, int k) {
@@ -235,7 +240,7 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
 
 #pragma unroll
   for (int i = 0; i < kPlaces; ++i) ask(i, i);
-  if (groups == 0) {
+  if (warp >= per_item) {
     Patience patience;
     Inputs one[N];
     do {

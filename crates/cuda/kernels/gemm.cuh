@@ -15,9 +15,9 @@
 #include "direct.cuh"
 
 // Two warpgroups that multiply and warps that fetch: one weights, the others activations, since to ask for a
-// copy takes so long that a single warp would set the pace. The largest kernel has a whole warpgroup of them,
-// so that registers can be moved to those that multiply; its last warp is idle.
-#define GEMM_THREADS(TM) ((TM) == 256 ? 384 : 320)
+// copy takes so long that a single warp would set the pace. The largest kernels have a whole warpgroup of them,
+// so that registers can be moved to those that multiply; its last warps are idle.
+#define GEMM_THREADS(TM) ((TM) > 128 ? 384 : 320)
 #define FETCHERS(TM) ((TM) == 256 ? 3 : 2)
 #define RED_STRIDE 68
 // Blocks that share the columns at most.
@@ -97,7 +97,7 @@ template <typename T, int TM, int RT, typename W>
 static __device__ inline void gemm(const GemmParams &p) {
   constexpr uint32_t kTile = TileBytes<W>::value;
   // Tokens whose sums are in shared memory at once.
-  constexpr int kChunk = TM == 256 ? 32 : TM;
+  constexpr int kChunk = TM > 128 ? 32 : TM;
   extern __shared__ __align__(1024) char smem[];
   constexpr uint32_t kRed = 2 * kChunk * RED_STRIDE * 4;
   char *weights = smem + p.stages * TM * 128, *behind = weights + p.stages * RT * kTile;
@@ -136,7 +136,7 @@ static __device__ inline void gemm(const GemmParams &p) {
 
   if (warp >= 8) {
 #if HAS_WGMMA
-    if (TM == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (TM > 128) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
 #endif
     int fetcher = warp - 8;
     if (fetcher >= FETCHERS(TM)) return;
@@ -148,6 +148,7 @@ static __device__ inline void gemm(const GemmParams &p) {
     size_t row_bytes = (size_t)p.k_tiles * (fetcher == 0 ? kTile : 8192), stride = row_bytes;
     uint32_t to = fetcher == 0 ? smem_address(weights) : smem_address(smem) + begin * 128;
     const char *from;
+    [[maybe_unused]] int odd = 0; // of a tile of tokens, the second half comes first
     auto begin_item = [&](int item) {
       int group, tokens;
       place(item, group, tokens);
@@ -157,17 +158,24 @@ static __device__ inline void gemm(const GemmParams &p) {
         stride = group * RT + RT <= p.row_tiles ? row_bytes : 0;
       } else {
         int token = tokens * TM + begin;
+        odd = (token & 63) >> 5;
         from = p.input + (token >> 6) * row_bytes + (size_t)k0 * 8192 + (token & 63) * 128;
       }
     };
     auto fetch_next = [&](int slot) {
       uint32_t bar = full + 8 * slot;
       if (fetcher == 0) {
-        fetch(to + slot * RT * kTile, from, kTile, RT, stride, bar, lane, once);
+        fetch(to + slot * RT * kTile, kTile, RT, [&](int i) { return from + i * stride; }, bar, lane, once);
         from += kTile;
       } else {
-        constexpr int kRows = kMine < 64 ? kMine : 64;
-        fetch(to + slot * TM * 128, from, kRows * 128, kMine / kRows, stride, bar, lane, often);
+        // Tokens come by whole tiles or, of as many as are no whole tiles, by halves.
+        constexpr int kRows = kMine < 64 ? kMine : kMine % 64 == 0 ? 64 : 32;
+        fetch(to + slot * TM * 128, kRows * 128, kMine / kRows,
+              [&](int i) {
+                if (kMine <= 64 || kRows == 64) return from + i * stride;
+                return from + ((odd + i) >> 1) * stride + (((odd + i) & 1) - odd) * 4096;
+              },
+              bar, lane, often);
         from += 8192;
       }
     };
@@ -194,7 +202,7 @@ static __device__ inline void gemm(const GemmParams &p) {
   }
 
 #if HAS_WGMMA
-  if (TM == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  if (TM > 128) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
 #endif
   wait_for_inputs();
   int wg = warp >> 2;
@@ -265,10 +273,13 @@ static __device__ inline void gemm(const GemmParams &p) {
       for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
     }
 #endif
-    if (RT == 2 && parts == 1 && (p.epilogue == GATE || (p.epilogue == STORE_QKV && !p.raw))) {
+    // Elsewhere than on Hopper queries, keys and values go through shared memory: unrolled for each of those GPUs and
+    // formats, their own end made the fatbin a tenth larger.
+    bool qkv = HAS_WGMMA && p.epilogue == STORE_QKV && !p.raw;
+    if (RT == 2 && parts == 1 && (p.epilogue == GATE || qkv)) {
       consumers_sync(); // for `scale`
       int tile = group * 2 + wg;
-      if (p.epilogue == GATE)
+      if (!HAS_WGMMA || p.epilogue == GATE)
         store_gated_pairs<T, TM>(p, acc, scale, tile, tokens * TM, there, warp, lane);
       else
         store_qkv_rows<T, TM>(p, acc, scale, notes, tile, tokens * TM, there, warp, lane);
@@ -387,6 +398,12 @@ static __device__ inline void gemm(const GemmParams &p) {
 GEMMS(bf16, Plain)
 GEMM(bf16, 8, 1, Plain, 2)
 GEMM(bf16, 64, 1, Plain, 2)
+// So many tokens that 1,280 give each multiprocessor one item of the rows of 2,048.
+#if HAS_WGMMA
+GEMM(bf16, 160, 2, Plain, 1)
+#else
+extern "C" __global__ void gemm_bf16_160_2(const __grid_constant__ GemmParams p) {}
+#endif
 GEMMS(nf4, Nf4)
 GEMMS(q4, Q4)
 GEMMS(m4, M4)

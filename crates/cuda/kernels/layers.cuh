@@ -3,7 +3,7 @@
 // results on as `flow.cuh` says. What that saves is not launches but stillness: the weights of a layer are known
 // long before its inputs are, so that each warp's ring of them fills on across products and layers.
 //
-// Eight warps multiply and attend; a ninth brings parameters and meets the other blocks, a layer behind; a tenth asks
+// Eight warps multiply and attend; a ninth brings parameters and meets the other blocks, a layer behind; two more ask
 // for weights, no faster than they come: what is asked for at once stands before the activations that the others wait
 // for. Sums have a fixed order and no block takes work by arrival: the same input gives the same bits.
 #pragma once
@@ -25,11 +25,11 @@ struct LayersParams {
   int first[5];          // the block that has a product's first item; the others follow in turn
   int count, tokens, splits, kv_heads;
   int head; // the last layer has a product more
-  int pace; // places of a warp's ring that are on their way at once, at most
+  int pace; // places of a ring that are on their way at once, at most
 };
 
-// Those who meet: eight warps that multiply, and the ninth. A block has two idle warps more, so that registers can
-// be moved to those that multiply.
+// Those who meet: eight warps that multiply, and the ninth. A block has an idle warp more, so that registers can be
+// moved to those that multiply.
 #define LAYER_THREADS 288
 static __device__ inline void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
 static __device__ inline void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
@@ -67,91 +67,87 @@ static __device__ inline int attend_from(const LayersParams &p) { return (p.firs
 
 static __device__ inline int products(const LayersParams &p, int layer) { return p.head && layer + 1 == p.count ? 5 : 4; }
 
-// What a warp multiplies from the first layer to the last: every eighth group of tiles of each item.
+// What the warps of a ring multiply from the first layer to the last: of each item RING_WARPS groups of tiles of every
+// eight.
 template <int TILES> struct Course {
-  int layer, product, item, group, per_item, items, warp;
+  int layer, product, item, group;
 
-  __device__ void start(const LayersParams &p, int of) {
-    layer = product = 0, warp = of;
-    begin(p);
-    settle(p);
+  __device__ void start(const LayersParams &p, int first) {
+    layer = product = 0;
+    begin(p, first);
+    settle(p, first);
   }
-  __device__ void begin(const LayersParams &p) {
-    items = p.row_tiles[product] * 4, per_item = (p.k_tiles[product] + TILES - 1) / TILES;
-    item = warp < per_item ? first_item(p.first[product]) : items;
-    group = warp;
+  __device__ int per_item(const LayersParams &p) const { return (p.k_tiles[product] + TILES - 1) / TILES; }
+  __device__ int items(const LayersParams &p) const { return p.row_tiles[product] * 4; }
+  __device__ void begin(const LayersParams &p, int first) {
+    item = first < per_item(p) ? first_item(p.first[product]) : items(p);
+    group = first;
   }
-  __device__ void settle(const LayersParams &p) {
-    while (item >= items && layer < p.count) {
+  __device__ void settle(const LayersParams &p, int first) {
+    while (layer < p.count && item >= items(p)) {
       if (++product == products(p, layer)) product = 0, ++layer;
-      begin(p);
+      begin(p, first);
     }
   }
   __device__ bool more(const LayersParams &p) const { return layer < p.count; }
   // The layer as the product's tensor map counts it.
   __device__ int depth() const { return product == 4 ? 0 : layer; }
-  __device__ void advance(const LayersParams &p) {
+  __device__ void advance(const LayersParams &p, int first) {
     group += SKINNY_WARPS;
-    if (group < per_item) return;
-    group = warp, item += gridDim.x;
-    settle(p);
+    if (group < per_item(p)) return;
+    group = first, item += gridDim.x;
+    settle(p, first);
   }
   // Tiles of the matrix before this group's row of tiles and columns.
   __device__ int tile(const LayersParams &p) const { return (item >> 2) * p.k_tiles[product] + group * TILES; }
 };
 
-// A warp's ring, filled by the copy engine: on the way of plain loads, the activations that a product waits for
-// would come after all weights that were asked for before them.
+// A ring of weights, filled by the copy engine: on the way of plain loads, the activations that a product waits for
+// would come after all weights that were asked for before them. RING_WARPS warps share one, each its part of a place:
+// a copy for each warp's part took the one who asks for them longer than the memory took to bring it.
 template <typename S, int DEPTH> struct BulkRing {
-  static constexpr int kBytes = DEPTH * S::kBytes;
+  static constexpr int kPlace = RING_WARPS * S::kBytes, kBytes = DEPTH * kPlace, kBarriers = 2 * DEPTH;
   uint32_t base, full, empty; // its places, and two barriers for each
   int place;
   uint32_t turn_of; // how often it came round, modulo two
 
   __device__ void start(uint32_t at, uint32_t barriers, int warp) {
-    base = at + warp * kBytes, full = barriers + warp * DEPTH * 16, empty = full + DEPTH * 8;
+    int ring = warp / RING_WARPS;
+    base = at + ring * kBytes + warp % RING_WARPS * S::kBytes;
+    full = barriers + ring * kBarriers * 8, empty = full + DEPTH * 8;
     place = 0, turn_of = 0;
   }
-  __device__ uint32_t at(int which) const { return base + which * S::kBytes; }
+  __device__ uint32_t at(int which) const { return base + which * kPlace; }
   __device__ void wait() const { barrier_wait(full + 8 * place, turn_of); }
   __device__ void turn() {
     if (++place == DEPTH) place = 0, turn_of ^= 1;
   }
 };
 
-// The tenth warp: each of its first eight lanes keeps the ring of one warp full.
+// One thread keeps a ring full.
 template <typename S, int DEPTH>
-static __device__ inline void supply(const LayersParams &p, uint32_t rings, uint32_t barriers, int lane) {
+static __device__ inline void supply(const LayersParams &p, uint32_t rings, uint32_t barriers, int first) {
   uint64_t policy = policy_evict_first();
   BulkRing<S, DEPTH> ring;
-  ring.start(rings, barriers, lane & 7);
+  ring.start(rings, barriers, first);
   Course<S::kTiles> course;
-  course.start(p, lane & 7);
-  bool more = lane < SKINNY_WARPS && course.more(p);
   // The place that must have come before the next one is asked for.
   int pace = min(p.pace, DEPTH), round = 0, late = 0;
   uint32_t late_turn = 0;
-  while (__any_sync(~0u, more)) {
-    // No lane waits for its own: a warp may need a lot while others need nothing.
-    bool go = more && (round < DEPTH || barrier_test(ring.empty + 8 * ring.place, ring.turn_of ^ 1)) &&
-              (round < pace || barrier_test(ring.full + 8 * late, late_turn));
-    for (uint32_t who = __ballot_sync(~0u, go); who; who &= who - 1) {
-      if (lane == __ffs(who) - 1) {
-        uint32_t bar = ring.full + 8 * ring.place;
-        asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar),
-                     "n"(S::kBytes) : "memory");
-        asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                     ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring.at(ring.place)),
-                     "l"(p.weights + course.product), "r"((course.item & 3) * (S::kSlabBytes / 8)),
-                     "r"(course.tile(p)), "r"(course.depth()), "r"(bar), "l"(policy) : "memory");
-      }
-      __syncwarp();
+  for (course.start(p, first); course.more(p); course.advance(p, first), ++round) {
+    if (round >= DEPTH) barrier_wait(ring.empty + 8 * ring.place, ring.turn_of ^ 1);
+    if (round >= pace) {
+      barrier_wait(ring.full + 8 * late, late_turn);
+      if (++late == DEPTH) late = 0, late_turn ^= 1;
     }
-    if (!go) continue;
-    course.advance(p);
-    more = course.more(p);
+    uint32_t bar = ring.full + 8 * ring.place;
+    asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar), "n"(ring.kPlace)
+                 : "memory");
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring.at(ring.place)),
+                 "l"(p.weights + course.product), "r"((course.item & 3) * (S::kSlabBytes / 8)), "r"(course.tile(p)),
+                 "r"(course.depth()), "r"(bar), "l"(policy) : "memory");
     ring.turn();
-    if (++round > pace && ++late == DEPTH) late = 0, late_turn ^= 1;
   }
 }
 
@@ -245,18 +241,21 @@ static __device__ inline void layers(const LayersParams &p) {
   int *flag = reinterpret_cast<int *>(scale + 8 * N);
   LayerParams *params = reinterpret_cast<LayerParams *>(flag + 4);
   uint64_t *bars = reinterpret_cast<uint64_t *>(params + 2);
-  char *rest = reinterpret_cast<char *>(bars + SKINNY_WARPS * kDepth * 2);
+  constexpr int kBarriers = SKINNY_WARPS / RING_WARPS * BulkRing<S, kDepth>::kBarriers;
+  char *rest = reinterpret_cast<char *>(bars + kBarriers);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   uint32_t rings = smem_address(smem), barriers = smem_address(bars);
 
   let_next_start();
-  for (int i = threadIdx.x; i < SKINNY_WARPS * kDepth * 2; i += blockDim.x) barrier_init(barriers + 8 * i, 1);
+  for (int i = threadIdx.x; i < kBarriers; i += blockDim.x)
+    barrier_init(barriers + 8 * i, i / kDepth % 2 == 0 ? 1 : RING_WARPS);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   __syncthreads();
   if (warp >= SKINNY_WARPS) {
     leave_registers();
     if (warp == SKINNY_WARPS) conduct(p, params, lane);
-    if (warp == SKINNY_WARPS + 1) supply<S, kDepth>(p, rings, barriers, lane);
+    int first = (warp - SKINNY_WARPS - 1) * RING_WARPS;
+    if (first >= 0 && first < SKINNY_WARPS && lane == 0) supply<S, kDepth>(p, rings, barriers, first);
     return;
   }
   take_registers();

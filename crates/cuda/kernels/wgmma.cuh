@@ -60,6 +60,8 @@ WGMMA(64, NUMBERS_0 "," NUMBERS_1, "32", "33", "34", "35", "36", "37",
       PLACES16(d, 0), PLACES16(d, 16))
 WGMMA(128, NUMBERS_0 "," NUMBERS_1 "," NUMBERS_2 "," NUMBERS_3, "64", "65", "66", "67", "68", "69",
       PLACES64(d, 0))
+WGMMA(160, NUMBERS_0 "," NUMBERS_1 "," NUMBERS_2 "," NUMBERS_3 "," NUMBERS_4, "80", "81", "82", "83", "84", "85",
+      PLACES64(d, 0), PLACES16(d, 64))
 WGMMA(256, NUMBERS_0 "," NUMBERS_1 "," NUMBERS_2 "," NUMBERS_3 "," NUMBERS_4 "," NUMBERS_5 "," NUMBERS_6 "," NUMBERS_7, "128", "129", "130", "131", "132", "133",
       PLACES64(d, 0), PLACES64(d, 64))
 #endif

@@ -4,23 +4,27 @@ use std::collections::HashMap;
 
 use crate::driver::{Device, DriverError, Kernel, Module, Shape};
 use crate::formats::Format;
-use crate::params::GATE;
+use crate::params::{GATE, STORE_QKV};
 
 /// Tokens and tiles of 64 weight rows that a block of each kernel computes.
-const VARIANTS: [(usize, usize); 8] = [
+const VARIANTS: [(usize, usize); 9] = [
     (8, 1),
     (16, 1),
     (32, 1),
     (64, 1),
     (64, 2),
     (128, 2),
+    (160, 2),
     (256, 2),
     // 16 rows, not a whole tile.
     (8, SKINNY),
 ];
 
 /// Those that exist for bf16 alone: elsewhere the ones beside them were never slower.
-const PLAIN_ONLY: [(usize, usize); 2] = [(8, 1), (64, 1)];
+const PLAIN_ONLY: [(usize, usize); 3] = [(8, 1), (64, 1), HOPPER_ONLY];
+
+/// The one that exists only for Hopper's instructions.
+const HOPPER_ONLY: (usize, usize) = (160, 2);
 
 /// Stands for the tiles of rows of the kernels in `skinny.cuh`.
 const SKINNY: usize = 0;
@@ -45,7 +49,7 @@ pub(crate) fn sums_bytes(eights: usize) -> usize {
 
 /// `GEMM_THREADS` in `gemm.cuh`
 fn threads(tokens: usize) -> u32 {
-    if tokens == 256 { 384 } else { 320 }
+    if tokens > 128 { 384 } else { 320 }
 }
 
 /// Blocks that share the columns at most: `MOST_PARTS` in `gemm.cuh`, which adds up no more.
@@ -56,7 +60,7 @@ const ROOM: usize = 102 << 10;
 
 /// Bytes of one place in the ring of a kernel of `gemm.cuh`, and of everything else in shared memory.
 fn shared(format: Format, tokens: usize, row_tiles: usize) -> (usize, usize) {
-    let chunk = if tokens == 256 { 32 } else { tokens };
+    let chunk = if tokens > 128 { 32 } else { tokens };
     // Two barriers belong to each place.
     let place = row_tiles * format.tile_bytes() + tokens * 128 + 16;
     (
@@ -72,6 +76,7 @@ pub(crate) struct Gemms {
     multiprocessors: usize,
     shared_per_block: usize,
     clusters: bool,
+    hopper: bool,
     /// Of small kernels: bytes of shared memory, so that three of them share a multiprocessor.
     pub room: usize,
     /// Tokens up to which the kernels of 16 rows are used.
@@ -130,6 +135,7 @@ impl Gemms {
             multiprocessors: device.multiprocessors,
             shared_per_block: device.shared_per_block,
             clusters: device.has_clusters(),
+            hopper: device.major == 9,
             room: ROOM,
             skinny: SKINNY_TOKENS,
         })
@@ -172,6 +178,11 @@ impl Gemms {
         let kernel = *self.kernels.get(&(product.format, index))?;
         if row_tiles == SKINNY {
             return self.plan_skinny(product, kernel, parts);
+        }
+        // Inputs have room for whole tiles of 256 tokens.
+        let fits = product.tokens.next_multiple_of(tokens) <= product.tokens.next_multiple_of(256);
+        if (tokens, row_tiles) == HOPPER_ONLY && !(self.hopper && fits) {
+            return None;
         }
         let (place, rest) = shared(product.format, tokens, row_tiles);
         let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
@@ -275,6 +286,7 @@ impl Gemms {
         let there = (row_tiles * tokens.min(product.tokens)) as f64;
         let finish = match (parts, row_tiles) {
             // Few registers are left to have loads under way.
+            (1, _) if tokens == 256 && product.epilogue == STORE_QKV => 0.5 + 0.05 * there,
             (1, _) if tokens == 256 && product.epilogue != GATE => 0.5 + 0.03 * there,
             (1, 1) => 0.5 + 0.03 * there,
             (1, _) => 0.5 + 0.015 * there,

@@ -10,11 +10,14 @@ use crate::params::{GemmParams, LayerParams, LayersParams, bytes_of};
 /// Tokens for eight at a time: the kernels there are.
 const EIGHTS: [usize; 2] = [1, 2];
 
-/// Threads of a block: eight warps that multiply, one that meets the other blocks, one that asks for weights,
-/// and two that only lend their registers.
+/// Threads of a block: eight warps that multiply, one that meets the other blocks, two that ask for weights, and one
+/// that only lends its registers.
 const THREADS: u32 = 384;
 
-/// Places of a warp's ring; `LayerRing` in `layers.cuh`.
+/// Warps that share a ring of weights; `RING_WARPS` in `flow.cuh`.
+const RING_WARPS: usize = 4;
+
+/// Places of a ring; `LayerRing` in `layers.cuh`.
 fn depth(format: Format, head_dim: usize) -> usize {
     match format {
         Format::Bf16 if head_dim > 64 => 5,
@@ -29,9 +32,8 @@ fn tiles(format: Format) -> usize {
     if format == Format::Bf16 { 2 } else { 4 }
 }
 
-/// Places of a warp's ring that are on their way at once: as few as keep the memory busy, since activations wait
-/// behind them. Measured on an H100 and an H200, where one is too few.
-const PACE: i32 = 2;
+/// Places of a ring that are on their way at once: as few as keep the memory busy, since activations wait behind them.
+const PACE: i32 = 1;
 
 /// Bytes of shared memory of a block, as `layers.cuh` lays it out.
 fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
@@ -41,7 +43,7 @@ fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
     let sums = (4 / eights + 1) * 8 * 8 * eights * 20 * 4;
     let attention = 8 * 8 * (head_dim + 4) * 4;
     let factors = 8 * eights * 4 + 16;
-    let barriers = 8 * depth * 16;
+    let barriers = 8 / RING_WARPS * depth * 16;
     rings
         + sums.max(attention)
         + factors
@@ -59,7 +61,7 @@ pub(crate) struct Layers {
     pub ends: ([u64; 3], bool),
     /// Tokens up to which they are used: in all their sizes faster than a kernel for each product.
     pub most_tokens: usize,
-    /// Places of a warp's ring that are on their way at once.
+    /// Places of a ring that are on their way at once.
     pub pace: i32,
 }
 
@@ -143,7 +145,7 @@ impl Layers {
                 product.weight,
                 [tile / 8, all, if i == 4 { 1 } else { params.len() as u64 }],
                 [tile, stride],
-                [tile as u32 / 32, tiles(format) as u32, 1],
+                [tile as u32 / 32, (RING_WARPS * tiles(format)) as u32, 1],
             )?;
         }
         Ok(Some(Self {
