@@ -63,6 +63,16 @@ def convert(reader: GGUFReader, path: Path, target: Type) -> None:
     writer.close()
 
 
+def types_named(parser: argparse.ArgumentParser, formats: str) -> list[Type]:
+    """The types that `--formats` names; ends the program if it names another."""
+    targets = []
+    for name in formats.split(","):
+        if name not in Type.__members__ or Type[name] not in FILE_TYPES:
+            parser.error(f"--formats: {name!r} is none of {', '.join(t.name for t in FILE_TYPES)}")
+        targets.append(Type[name])
+    return targets
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a GGUF file")
@@ -70,11 +80,7 @@ def main() -> None:
     parser.add_argument("--formats", default="Q8_0,Q4_0,F16,BF16")
     args = parser.parse_args()
 
-    targets = []
-    for name in args.formats.split(","):
-        if name not in Type.__members__ or Type[name] not in FILE_TYPES:
-            parser.error(f"--formats: {name!r} is none of {', '.join(t.name for t in FILE_TYPES)}")
-        targets.append(Type[name])
+    targets = types_named(parser, args.formats)
 
     reader = GGUFReader(args.model)
     # SmolLM2-135M-Instruct.Q4_1 -> SmolLM2-135M-Instruct

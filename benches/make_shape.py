@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFReader, GGUFWriter, TokenType
 from gguf.quants import quantize
-from make_formats import EMBEDDINGS, FILE_TYPES, SMALL
+from make_formats import EMBEDDINGS, FILE_TYPES, SMALL, types_named
 
 VOCAB, HIDDEN, LAYERS, FEED_FORWARD, HEADS, KV_HEADS, HEAD = 128256, 2048, 16, 8192, 32, 8, 64
 # Rows of noise that all matrices repeat.
@@ -96,11 +96,7 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--formats", default="Q8_0,Q4_0,BF16")
     args = parser.parse_args()
-    targets = []
-    for name in args.formats.split(","):
-        if name not in Type.__members__ or Type[name] not in FILE_TYPES:
-            parser.error(f"--formats: {name!r} is none of {', '.join(t.name for t in FILE_TYPES)}")
-        targets.append(Type[name])
+    targets = types_named(parser, args.formats)
     reader = GGUFReader(args.tokenizer)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for target in targets:
