@@ -15,7 +15,7 @@ use powerband_model::ModelSpec;
 use crate::buffer::{Parts, Rows};
 use crate::kv::{BLOCK_SIZE, Element, KvCache, Layout, with_element};
 use crate::sections::{Sections, by_rows};
-use crate::simd::{Isa, Kernel, Simd, prefetch};
+use crate::simd::{Isa, Kernel, Simd, prefetch_far};
 use crate::threads::Pool;
 use stages::{Chunk, Keys, score, softmax, weigh};
 
@@ -205,7 +205,7 @@ fn attend_task<S: Simd, E: Element>(s: S, task: &Task<'_>, scratch: &mut Vec<f32
     // later ones are asked for while one is computed.
     for &block in blocks.iter().take(FETCH_AHEAD) {
         for line in (0..2 * layout.part_bytes()).step_by(64) {
-            prefetch(part(block, false).wrapping_add(line));
+            prefetch_far(part(block, false).wrapping_add(line));
         }
     }
     // Row `t * group + g` is head `g` of query `t`.

@@ -7,7 +7,7 @@
 use crate::kv::{BLOCK_SIZE, Element};
 use crate::linear::each;
 use crate::ops;
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Simd, prefetch_far};
 
 /// Keys of one or two blocks.
 pub(super) struct Keys {
@@ -37,7 +37,7 @@ pub(super) unsafe fn score<S: Simd, E: Element, const T: usize, const K: usize>(
         for c in 0..K {
             // SAFETY: element `i` of 16 keys.
             k[c] = unsafe { E::load(s, keys.keys[c].add(i * BLOCK_SIZE * E::BYTES)) };
-            prefetch(keys.later[c].wrapping_add(i * 2 * BLOCK_SIZE * E::BYTES));
+            prefetch_far(keys.later[c].wrapping_add(i * 2 * BLOCK_SIZE * E::BYTES));
         }
         each!(t, {
             // SAFETY: element `i` of each query.

@@ -43,7 +43,7 @@ pub(super) unsafe fn with_minima<S: Simd, C: Codes, const T: usize>(
             let dmin = s.sub(s.splat(0.0), s.load_f16(numbers.add(16)));
             for part in 0..PARTS {
                 let b = block * PARTS + part;
-                fetch_ahead(s, w.bytes, b, bytes / PARTS);
+                fetch_ahead::<S, T>(s, w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
                 let scale = s.mul(d, s.load_i8(scales.add(16 * part).cast()));
                 let minimum = s.mul(dmin, s.load_i8(minima.add(16 * part).cast()));
@@ -138,7 +138,7 @@ pub(super) unsafe fn halves<S: Simd, C: Codes, const T: usize>(
             let d = s.mul(d, s.splat(const { 1.0 / C::FACTOR }));
             for part in 0..PARTS {
                 let b = block * PARTS + part;
-                fetch_ahead(s, w.bytes, b, bytes / PARTS);
+                fetch_ahead::<S, T>(s, w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
                 let scales = scales.add(32 * part);
                 let first = Half {
@@ -185,7 +185,7 @@ pub(super) unsafe fn halves_with_minima<S: Simd, C: Codes, const T: usize>(
             let dmin = s.mul(s.splat(1.0 / 32.0), s.load_f16(numbers.add(16)));
             for part in 0..PARTS {
                 let b = block * PARTS + part;
-                fetch_ahead(s, w.bytes, b, bytes / PARTS);
+                fetch_ahead::<S, T>(s, w.bytes, b, bytes / PARTS);
                 let q = C::load(s, codes.add(part * C::BYTES));
                 let (scales, minima) = (scales.add(32 * part), minima.add(32 * part));
                 let first = Half {

@@ -5,9 +5,9 @@
 
 use super::codes::{Codes, Five, Four, Six, Three, Two};
 use super::kblocks::{halves, halves_with_minima, with_minima};
-use super::pack::{Format, TILE};
+use super::pack::{Format, SCALES, TILE};
 use crate::activations::{BLOCK, PanelData, place_of};
-use crate::simd::{LaneKernel, Simd, prefetch};
+use crate::simd::{LaneKernel, Simd, prefetch_far};
 
 /// Most rows in a panel of any instruction set.
 pub const MOST: usize = 16;
@@ -110,18 +110,19 @@ kernel!(BF16Pairs<'a> = pairs, 1 + T, {
     tile: TileData<'a>, panel: &'a [u16], sums: &'a mut Sums
 });
 
-/// Blocks from what is computed to what is asked for. Tiles lie one after the other, so a tile's
-/// last blocks ask for the next tile's first.
-const AHEAD: usize = 28;
+/// Bytes from what is computed to what is asked for. Tiles lie one after the other, so a tile's last
+/// blocks ask for the next tile's first.
+pub const AHEAD: usize = 8 << 10;
 
-/// Asks for block `b`'s share (`bytes` of them) of the bytes that lie `AHEAD` blocks further on: a
-/// batch is computed while the weights for what follows are on their way.
+/// Asks for block `b`'s share (`bytes` of them) of the bytes that lie [`AHEAD`] of it: a batch is
+/// computed while the weights for what follows are on their way. One row is computed so fast that the
+/// processor looks far enough ahead by itself; to be asked would only take its time.
 #[inline(always)]
-pub(super) fn fetch_ahead<S: Simd>(s: S, tile: &[u8], b: usize, bytes: usize) {
-    if s.leads() {
-        let from = tile.as_ptr().wrapping_add((AHEAD + b) * bytes);
+pub(super) fn fetch_ahead<S: Simd, const T: usize>(s: S, tile: &[u8], b: usize, bytes: usize) {
+    if T > 1 && s.leads() {
+        let from = tile.as_ptr().wrapping_add(AHEAD + b * bytes);
         for line in (0..bytes).step_by(64) {
-            prefetch(from.wrapping_add(line));
+            prefetch_far(from.wrapping_add(line));
         }
     }
 }
@@ -228,16 +229,15 @@ unsafe fn centred<S: Simd, C: Codes, const T: usize>(
     a: PanelData,
     sums: &mut Sums,
 ) {
-    let blocks = w.length;
-    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * C::BYTES..].as_ptr());
     let begins = a.begins[place_of(C::OFFSET)];
     let mut acc = [s.splat(0.0); T];
-    for b in 0..blocks {
+    for b in 0..w.length {
         // SAFETY: block `b` of tile and panel.
         unsafe {
-            fetch_ahead(s, w.bytes, b, C::BYTES + 32);
-            let q = C::load(s, codes.add(b * C::BYTES));
-            let d = s.load_f16(scales.add(b * 32).cast());
+            let block = w.bytes.as_ptr().add(b * (C::BYTES + SCALES));
+            fetch_ahead::<S, T>(s, w.bytes, b, C::BYTES + SCALES);
+            let q = C::load(s, block);
+            let d = s.load_f16(block.add(C::BYTES).cast());
             s.add_block::<T, false>(&mut acc, &q, d, a.at(b * T), begins.as_ptr().add(b * T));
         }
     }
@@ -256,17 +256,15 @@ unsafe fn with_minimum<S: Simd, C: Codes, const T: usize>(
     a: PanelData,
     sums: &mut Sums,
 ) {
-    let blocks = w.length;
-    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * C::BYTES..].as_ptr());
-    let minima = w.bytes[blocks * (C::BYTES + 32)..].as_ptr();
     let mut acc = [s.splat(0.0); T];
-    for b in 0..blocks {
+    for b in 0..w.length {
         // SAFETY: block `b` of tile and panel.
         unsafe {
-            fetch_ahead(s, w.bytes, b, C::BYTES + 64);
-            let q = C::load(s, codes.add(b * C::BYTES));
-            let d = s.load_f16(scales.add(b * 32).cast());
-            let m = s.load_f16(minima.add(b * 32).cast());
+            let block = w.bytes.as_ptr().add(b * (C::BYTES + 2 * SCALES));
+            fetch_ahead::<S, T>(s, w.bytes, b, C::BYTES + 2 * SCALES);
+            let q = C::load(s, block);
+            let d = s.load_f16(block.add(C::BYTES).cast());
+            let m = s.load_f16(block.add(C::BYTES + SCALES).cast());
             s.add_block_with(&mut acc, &q, (d, m), a.at(b * T));
         }
     }
@@ -280,15 +278,13 @@ unsafe fn with_minimum<S: Simd, C: Codes, const T: usize>(
 /// As [`centred`].
 #[inline(always)]
 unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
-    let blocks = w.length;
-    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 512..].as_ptr());
     let begins = a.begins[place_of(128)];
     let mut acc = [s.splat(0.0); T];
-    for b in 0..blocks {
+    for b in 0..w.length {
         // SAFETY: block `b` of tile and panel.
         unsafe {
-            let p = codes.add(b * 512);
-            fetch_ahead(s, w.bytes, b, 544);
+            let p = w.bytes.as_ptr().add(b * (512 + SCALES));
+            fetch_ahead::<S, T>(s, w.bytes, b, 512 + SCALES);
             let q = [
                 s.bytes(p),
                 s.bytes(p.add(64)),
@@ -299,7 +295,7 @@ unsafe fn q8<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mu
                 s.bytes(p.add(384)),
                 s.bytes(p.add(448)),
             ];
-            let d = s.load_f16(scales.add(b * 32).cast());
+            let d = s.load_f16(p.add(512).cast());
             s.add_block::<T, true>(&mut acc, &q, d, a.at(b * T), begins.as_ptr().add(b * T));
         }
     }
@@ -330,15 +326,14 @@ const NF4_CODES: [u8; 16] = {
 /// As [`centred`].
 #[inline(always)]
 unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &mut Sums) {
-    let blocks = w.length;
-    let (codes, scales) = (w.bytes.as_ptr(), w.bytes[blocks * 512..].as_ptr());
     let begins = a.begins[place_of(128)];
     let mut acc = [s.splat(0.0); T];
-    for b in 0..2 * blocks {
+    for b in 0..2 * w.length {
         // SAFETY: half of block `b / 2` of the tile, block `b` of the panel.
         unsafe {
-            let p = codes.add(b * 256);
-            fetch_ahead(s, w.bytes, b, 288);
+            let block = w.bytes.as_ptr().add(b / 2 * (512 + 2 * SCALES));
+            let p = block.add(b % 2 * 256);
+            fetch_ahead::<S, T>(s, w.bytes, b, 288);
             let (p0, p1) = (s.bytes(p), s.bytes(p.add(64)));
             let (p2, p3) = (s.bytes(p.add(128)), s.bytes(p.add(192)));
             let q = [
@@ -351,7 +346,7 @@ unsafe fn nf4<S: Simd, const T: usize>(s: S, w: TileData, a: PanelData, sums: &m
                 s.lookup(&NF4_CODES, s.high(p2)),
                 s.lookup(&NF4_CODES, s.high(p3)),
             ];
-            let d = s.load(scales.add(b / 2 * 64).cast());
+            let d = s.load(block.add(512).cast());
             s.add_block::<T, true>(&mut acc, &q, d, a.at(b * T), begins.as_ptr().add(b * T));
         }
     }

@@ -14,8 +14,7 @@ use powerband_engine::EngineError;
 use powerband_model::Tensor;
 use powerband_model::spec::Activation;
 
-pub(crate) use kernels::Sums;
-pub(crate) use kernels::each;
+pub(crate) use kernels::{AHEAD, Sums, each};
 use kernels::{MOST, TileData, multiply};
 use pack::{Packed, TILE};
 

@@ -1,5 +1,6 @@
 //! AVX2 with FMA and F16C: a vector is two registers.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
@@ -266,10 +267,7 @@ impl Simd for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
             ]
         };
-        unsafe fn bytes(self, from: *const u8) -> I = [
-            _mm256_loadu_si256(from.cast()),
-            _mm256_loadu_si256(from.add(32).cast()),
-        ];
+        unsafe fn bytes(self, from: *const u8) -> I = [in_order(from), in_order(from.add(32))];
         unsafe fn dot7(self, acc: I, w: I, a: *const i8) -> I = {
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
             [dot(acc[0], w[0], a), dot(acc[1], w[1], a)]
@@ -296,4 +294,24 @@ impl Simd for Avx2 {
             _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
         };
     }
+}
+
+/// 32 bytes, after those that were loaded so before; as with AVX-512.
+///
+/// # Safety
+/// The bytes are there.
+#[inline]
+#[target_feature(enable = "avx")]
+unsafe fn in_order(from: *const u8) -> __m256i {
+    let v: __m256i;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "vmovdqu {v}, ymmword ptr [{from}]",
+            v = out(ymm_reg) v,
+            from = in(reg) from,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    v
 }

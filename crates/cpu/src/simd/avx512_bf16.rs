@@ -2,16 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::prefetch;
+use super::prefetch_far;
 use crate::activations::BLOCK;
-use crate::linear::{Sums, each};
+use crate::linear::{AHEAD, Sums, each};
 
 /// Pairs of a block.
 const PAIRS: usize = BLOCK / 2;
 /// Bytes of a block of a weight tile: a vector a pair.
 const BYTES: usize = 64 * PAIRS;
-/// How far ahead of what is multiplied weights are asked for, in blocks.
-const AHEAD: usize = 16;
 
 /// `sums[t][i]` = row `i` of the tile times row `t` of the panel. A tile's block holds 16 vectors of a pair
 /// for each of its 16 rows; a panel's block holds `T` rows of 16 pairs.
@@ -33,7 +31,7 @@ pub unsafe fn multiply<const T: usize>(
         unsafe {
             let (w, a) = (tile.add(b * BYTES), panel.add(b * T * BLOCK));
             for pair in 0..PAIRS {
-                prefetch(w.wrapping_add(AHEAD * BYTES + 64 * pair));
+                prefetch_far(w.wrapping_add(AHEAD + 64 * pair));
                 let w: __m512bh = std::mem::transmute(_mm512_loadu_si512(w.add(64 * pair).cast()));
                 each!(t, {
                     let at = a.add(t * BLOCK + 2 * pair).cast::<i32>();

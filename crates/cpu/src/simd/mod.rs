@@ -37,10 +37,12 @@ mod neon;
 #[cfg(target_arch = "aarch64")]
 mod neon_products;
 mod portable;
+mod prefetch;
 #[cfg(test)]
 mod tests;
 
 pub use portable::Portable;
+pub use prefetch::{prefetch, prefetch_far};
 
 use crate::linear::{Sums, each};
 
@@ -159,7 +161,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
     /// The same bits.
     fn as_f32(self, a: Self::I) -> Self::F;
-    /// 64 bytes.
+    /// 64 bytes of weights.
     unsafe fn bytes(self, from: *const u8) -> Self::B;
     /// The low nibble of each byte.
     fn low(self, b: Self::B) -> Self::B;
@@ -316,24 +318,6 @@ pub struct Entries {
     pub less: *const f32,
     /// Scale times the sum of the bytes.
     pub sums: *const f32,
-}
-
-/// Asks for the cache line at `at`, which need not exist.
-#[inline(always)]
-pub fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint that reads nothing; SSE is part of the architecture.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: a hint that reads nothing.
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at,
-            options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = at;
 }
 
 /// Work that is compiled for every instruction set. `run` and all that it calls with lanes must
