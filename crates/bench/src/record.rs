@@ -395,7 +395,8 @@ pub struct LevelResult {
     /// What the server told of itself during the level; empty if unknown. `running_mean`, `running_max`,
     /// `waiting_mean`, `waiting_max` (requests), `kv_cache_usage_mean`, `kv_cache_usage_max` (0 to 1); over the
     /// whole level `preemptions`, `prompt_tokens`, `generation_tokens` (numbers), `queue_time_mean_s`,
-    /// `prefix_cache_hit_rate` (share of the tokens looked up), `iteration_tokens_mean` (tokens a step).
+    /// `prefix_cache_hit_rate` (share of the tokens looked up), `iteration_tokens_mean` (tokens a step); of Powerband's own server
+    /// `working_s` (time with requests), `step_mean_s` and `step_device_mean_s` (of it, what the device computed).
     pub server: std::collections::BTreeMap<String, f64>,
     /// The same from moment to moment, about twice a second; thinned out in a long level.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use powerband_engine::executor::{
     Executor, ExecutorLimits, PendingStep, Step, StepOutput, StepTokens,
@@ -158,14 +159,16 @@ impl Executor for CpuExecutor {
             let reason = "a step was submitted before the one before it was collected".to_owned();
             return Err(EngineError::Executor(reason));
         }
+        let begun = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.compute(&step)));
-        let output = outcome.unwrap_or_else(|_| {
+        let mut output = outcome.unwrap_or_else(|_| {
             // The cache may be half written.
             self.failed = true;
             Err(EngineError::Executor(
                 "a kernel panicked; please report this with the model's name".to_owned(),
             ))
         })?;
+        output.busy = begun.elapsed();
         self.submitted += 1;
         self.done.push_back((self.submitted, output));
         Ok(PendingStep(self.submitted))

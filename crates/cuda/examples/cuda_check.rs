@@ -1,11 +1,15 @@
-//! All checks on the GPU of this machine: `cuda_check [FILTER]`; with `cuda_check model=FILE` those of
+//! All checks on the GPU of this machine: `cuda_check [--no-graphs] [FILTER]`; with `cuda_check model=FILE` those of
 //! a real model, SmolLM2-135M-Instruct.Q4_1.gguf. Ends with 1 if one fails, and says so visibly when
 //! there is no GPU.
 
 use powerband_cuda::check;
 
 fn main() {
-    let filter = std::env::args().nth(1).unwrap_or_default();
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if_eq("--no-graphs").is_some() {
+        check::without_graphs();
+    }
+    let filter = arguments.next().unwrap_or_default();
     match powerband_cuda::probe() {
         Ok(info) => println!("{} (CUDA {})", info.name, info.driver_cuda_version),
         Err(reason) => {

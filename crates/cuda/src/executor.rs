@@ -5,6 +5,7 @@
 //! where `collect` reads them once the step's event has passed.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use powerband_engine::executor::{Executor, ExecutorLimits, PendingStep, Step, StepOutput};
 use powerband_engine::request::TokenLogprobs;
@@ -348,6 +349,18 @@ impl CudaExecutor {
         self.failed = false;
         Ok(())
     }
+
+    /// How long the GPU computed a step that has ended: since the later of its arrival there and the end
+    /// of the step before, by events that are recorded anyway.
+    fn busy(&self, step: &InFlight) -> Result<Duration, DriverError> {
+        let end = &self.events[step.place];
+        let mut milliseconds = end.since(&self.copied[step.place])?;
+        if step.number > 1 {
+            let before = &self.events[(step.place + RING - 1) % RING];
+            milliseconds = milliseconds.min(end.since(before)?);
+        }
+        Ok(Duration::from_secs_f32(milliseconds.max(0.0) / 1e3))
+    }
 }
 
 /// An engine's error that a capture may also have from the driver.
@@ -391,6 +404,7 @@ impl Executor for CudaExecutor {
             self.failed = true;
             return Err(failure(error));
         }
+        let busy = self.busy(&step).map_err(failure)?;
         let stride = self.forward.results_stride;
         let bytes = self.results.slice(step.place * stride, stride);
         let samples = step.samples.iter().map(|&(slot, row, logprobs)| {
@@ -406,6 +420,7 @@ impl Executor for CudaExecutor {
         });
         Ok(StepOutput {
             samples: samples.collect(),
+            busy,
         })
     }
 }

@@ -90,8 +90,8 @@ fn alike(model: &Model) -> Option<(Format, u64)> {
 
 impl Layers {
     /// None where they do not fit: an older GPU, a model whose layers differ in more than their
-    /// weights, or heads that the kernel does not know. `params` and `head` are what a kernel for each product is
-    /// told; here they are put where the kernels read them, and what the blocks hand each other is made absent.
+    /// weights, or heads and sizes that the kernel does not know. `params` and `head` are what a kernel for each product
+    /// is told; here they are put where the kernels read them, and what the blocks hand each other is made absent.
     pub fn new(
         stream: &Stream,
         module: &Module,
@@ -107,6 +107,10 @@ impl Layers {
             return Ok(None);
         };
         if !device.has_clusters() || !heads || spec.qk_norm || params.len() < LEAST_LAYERS {
+            return Ok(None);
+        }
+        // Of a tile that is not full nobody computes the last columns, and who reads it would wait for them.
+        if spec.hidden_size % 64 != 0 || spec.intermediate_size % 64 != 0 {
             return Ok(None);
         }
         let mut kernels = Vec::new();

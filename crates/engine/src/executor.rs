@@ -8,6 +8,7 @@
 //! admitted again in the same step.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::EngineError;
 use crate::request::{SamplingParams, TokenOutput};
@@ -120,6 +121,9 @@ pub struct StepOutput {
     /// `(slot, token)` for each sequence with `sample`, in the step's order. A sequence with drafts
     /// gives one token and one more for each draft that was sampled too, in a row.
     pub samples: Vec<(usize, TokenOutput)>,
+    /// How long the device computed this step alone, without what it waited for; zero where the
+    /// backend does not know.
+    pub busy: Duration,
 }
 
 /// A step that was submitted; give it back to `collect`, in order.

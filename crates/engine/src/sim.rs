@@ -144,7 +144,8 @@ impl Executor for SimExecutor {
             let reason = format!("{most} steps are in flight already");
             return Err(EngineError::Executor(reason));
         }
-        let (output, takes) = self.compute(&step).map_err(EngineError::Executor)?;
+        let (mut output, takes) = self.compute(&step).map_err(EngineError::Executor)?;
+        output.busy = takes;
         let now = Instant::now();
         let free = self.in_flight.back().map_or(now, |(_, _, end)| *end);
         self.submitted += 1;

@@ -29,6 +29,11 @@ pub struct EngineStats {
     pub steps: u64,
     /// Seconds spent in the executor (submit to collect).
     pub executor_seconds: f64,
+    /// Seconds in which the device computed, by its own clock: what is missing to `working_seconds` is
+    /// what scheduling and everything around it cost. Zero where the backend does not know.
+    pub device_seconds: f64,
+    /// Seconds in which the engine had requests.
+    pub working_seconds: f64,
     /// Requests ended, by reason: stop, length, abort.
     pub finished: [u64; 3],
 }

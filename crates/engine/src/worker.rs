@@ -123,6 +123,11 @@ pub(crate) struct Worker {
     /// Submissions taken in and not published yet.
     taken: usize,
     executor_seconds: f64,
+    device_seconds: f64,
+    /// Seconds with something to do, up to `awake`.
+    working_seconds: f64,
+    /// Since when there has been something to do.
+    awake: Instant,
 }
 
 impl Worker {
@@ -146,6 +151,9 @@ impl Worker {
             abandoned: false,
             taken: 0,
             executor_seconds: 0.0,
+            device_seconds: 0.0,
+            working_seconds: 0.0,
+            awake: Instant::now(),
         }
     }
 
@@ -185,7 +193,7 @@ impl Worker {
         while !self.abandoned {
             let idle = self.scheduler.is_idle() && self.in_flight.is_empty();
             let command = match idle && self.deadline.is_none() {
-                true => self.commands.recv().map_err(|_| TryRecvError::Disconnected),
+                true => self.sleep(),
                 false => self.commands.try_recv(),
             };
             match command {
@@ -194,6 +202,14 @@ impl Worker {
                 Err(TryRecvError::Disconnected) => self.abandoned = true,
             }
         }
+    }
+
+    /// Waits for a command; that time is no work.
+    fn sleep(&mut self) -> Result<Command, TryRecvError> {
+        self.working_seconds += self.awake.elapsed().as_secs_f64();
+        let command = self.commands.recv();
+        self.awake = Instant::now();
+        command.map_err(|_| TryRecvError::Disconnected)
     }
 
     fn take(&mut self, command: Command) {
@@ -243,6 +259,7 @@ impl Worker {
         if let Some(step) = self.in_flight.pop_front() {
             let output = self.executor.collect(step.pending)?;
             self.executor_seconds += step.submitted.elapsed().as_secs_f64();
+            self.device_seconds += output.busy.as_secs_f64();
             // Who has heard of its last token finds itself counted out: nobody reads the board
             // between the two.
             let board = self.board.clone();
@@ -263,6 +280,8 @@ impl Worker {
     fn stats(&self) -> EngineStats {
         EngineStats {
             executor_seconds: self.executor_seconds,
+            device_seconds: self.device_seconds,
+            working_seconds: self.working_seconds + self.awake.elapsed().as_secs_f64(),
             ..self.scheduler.stats()
         }
     }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use powerband_engine::executor::{ExecutorLimits, PendingStep, Step, StepOutput};
 use powerband_engine::request::TokenEvent;
@@ -67,6 +67,27 @@ fn many_streams_at_once_get_their_own_answers() {
         assert_eq!(stats.speculation.accepted_tokens > 0, speculation.is_some());
         engine.shutdown(Duration::ZERO);
     }
+}
+
+#[test]
+fn waiting_for_requests_is_no_work() {
+    let begun = Instant::now();
+    let step = Duration::from_millis(2);
+    let engine = start(&config(), 40, step);
+    let pause = Duration::from_millis(300);
+    for _ in 0..2 {
+        finish(engine.submit(request(&[1, 2, 3], 10)).unwrap());
+        idle(&engine);
+        std::thread::sleep(pause);
+    }
+    let stats = engine.stats();
+    let device = stats.steps as f64 * step.as_secs_f64();
+    assert!((stats.device_seconds - device).abs() < 1e-6, "{stats:?}");
+    assert!(stats.working_seconds >= device, "{stats:?}");
+    // The second pause is not over as far as the engine has told, and the first may begin late.
+    let elapsed = (begun.elapsed() - pause - pause / 2).as_secs_f64();
+    assert!(stats.working_seconds < elapsed, "{stats:?}");
+    engine.shutdown(Duration::ZERO);
 }
 
 #[test]

@@ -487,7 +487,13 @@ fn tokens_that_nobody_asked_for_are_refused() {
             logprobs: None,
         };
         let samples = vec![(step.sequences[0].slot, token); count];
-        let applied = scheduler.apply(&plan, StepOutput { samples });
+        let applied = scheduler.apply(
+            &plan,
+            StepOutput {
+                samples,
+                ..StepOutput::default()
+            },
+        );
         assert_eq!(applied.is_ok(), good, "{count}: {applied:?}");
     }
 }

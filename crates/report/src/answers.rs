@@ -139,6 +139,7 @@ pub fn of(sweep: &Sweep<'_>, findings: &[Finding]) -> Answers {
         "step_time_jump",
         "kv_cache_full",
         "gpu_idle",
+        "step_overhead",
         "plateau",
         queue,
         "gpu_heat",

@@ -52,7 +52,7 @@ macro_rules! extra {
     };
 }
 
-const EXTRAS: [Extra; 67] = [
+const EXTRAS: [Extra; 70] = [
     extra!("Output Throughput (tokens/sec)", output_tokens_per_second),
     extra!("Prompt Throughput (tokens/sec)", prompt_tokens_per_second),
     extra!("Requests/sec", requests_per_second),
@@ -104,6 +104,9 @@ const EXTRAS: [Extra; 67] = [
     extra!("Queue Time (s)", server: "queue_time_mean_s"),
     extra!("Prefix Cache Hit Rate", server: "prefix_cache_hit_rate"),
     extra!("Tokens/step", server: "iteration_tokens_mean"),
+    extra!("Working Time (s)", server: "working_s"),
+    extra!("Step (s)", server: "step_mean_s"),
+    extra!("Step Device (s)", server: "step_device_mean_s"),
     extra!("Host Cores", host.cores),
     extra!("Host CPU", host.cpu),
     extra!("Host CPU Client", host.client),

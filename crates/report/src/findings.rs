@@ -10,6 +10,7 @@ mod places;
 mod queue;
 mod scaling;
 mod server;
+mod steps;
 mod tokens;
 mod waves;
 
@@ -93,6 +94,7 @@ pub fn all(sweep: &Sweep<'_>) -> Vec<Finding> {
     found.extend(collapse.clone());
     found.extend(queue.clone());
     found.extend(server::find(sweep));
+    found.extend(steps::find(sweep));
     found.extend(machine::find(sweep));
     found.extend(cap::find(sweep, collapse.as_ref()));
     found.extend(places::find(sweep, collapse.as_ref()));

@@ -81,7 +81,7 @@ pub fn others(sweep: &Sweep<'_>) -> Vec<Table> {
         ("connect mean ms", |l| l.client.connect_mean_ms),
         ("connect max ms", |l| l.client.connect_max_ms),
     ];
-    const SERVER: [Column; 8] = [
+    const SERVER: [Column; 10] = [
         ("running", |l| l.server.get("running_mean").copied()),
         ("most running", |l| l.server.get("running_max").copied()),
         ("waiting", |l| l.server.get("waiting_mean").copied()),
@@ -97,6 +97,10 @@ pub fn others(sweep: &Sweep<'_>) -> Vec<Table> {
         }),
         ("tokens/step", |l| {
             l.server.get("iteration_tokens_mean").copied()
+        }),
+        ("step ms", |l| l.server.get("step_mean_s").map(|s| s * 1e3)),
+        ("of it device ms", |l| {
+            l.server.get("step_device_mean_s").map(|s| s * 1e3)
         }),
     ];
     const MACHINES: [Column; 12] = [

@@ -95,9 +95,26 @@ fn render(state: &State) -> String {
     if state.engine.config().speculation.is_some() {
         speculation(&mut page, &stats.speculation);
     }
-    let name = "powerband:executor_seconds_total";
-    page.head(name, "Seconds spent in the executor.", "counter");
-    page.sample(name, "", stats.executor_seconds);
+    for (name, help, seconds) in [
+        (
+            "powerband:executor_seconds_total",
+            "Seconds spent in the executor.",
+            stats.executor_seconds,
+        ),
+        (
+            "powerband:device_seconds_total",
+            "Seconds in which the device computed, by its own clock.",
+            stats.device_seconds,
+        ),
+        (
+            "powerband:working_seconds_total",
+            "Seconds in which the engine had requests.",
+            stats.working_seconds,
+        ),
+    ] {
+        page.head(name, help, "counter");
+        page.sample(name, "", seconds);
+    }
 
     let name = "vllm:request_success_total";
     page.head(

@@ -100,6 +100,12 @@ impl Gathered {
             "iteration_tokens_mean",
             ratio(over(|r| r.iteration_tokens), over(|r| r.iterations)),
         );
+        let (steps, working) = (over(|r| r.steps), over(|r| r.working_s));
+        // A backend that does not know how long it computed says zero.
+        let device = over(|r| r.device_s).filter(|s| *s > 0.0);
+        put("working_s", working);
+        put("step_mean_s", ratio(working, steps));
+        put("step_device_mean_s", ratio(device, steps));
         numbers
     }
 
@@ -177,6 +183,30 @@ mod tests {
         level.begin(at(100.0, 7.0));
         level.end(at(500.0, 107.0));
         assert_eq!(level.numbers()["prefix_cache_hit_rate"], 0.25);
+    }
+
+    #[test]
+    fn a_step_and_the_devices_share_of_it() {
+        let at = |steps, working, device| {
+            Some(Reading {
+                steps: Some(steps),
+                working_s: Some(working),
+                device_s: Some(device),
+                ..Reading::default()
+            })
+        };
+        let numbers = |first, last| {
+            let mut level = Gathered::default();
+            level.begin(first);
+            level.end(last);
+            level.numbers()
+        };
+        let found = numbers(at(100.0, 2.0, 1.0), at(300.0, 6.0, 4.0));
+        assert_eq!(found["working_s"], 4.0);
+        assert_eq!(found["step_mean_s"], 0.02);
+        assert_eq!(found["step_device_mean_s"], 0.015);
+        let unknown = numbers(at(100.0, 2.0, 0.0), at(300.0, 6.0, 0.0));
+        assert!(!unknown.contains_key("step_device_mean_s"));
     }
 
     #[test]

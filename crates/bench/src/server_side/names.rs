@@ -29,6 +29,10 @@ pub(crate) struct Reading {
     /// Tokens of all steps, and the number of steps.
     pub iteration_tokens: Option<f64>,
     pub iterations: Option<f64>,
+    /// The engine's steps, the seconds in which its device computed, and those in which it had requests.
+    pub steps: Option<f64>,
+    pub device_s: Option<f64>,
+    pub working_s: Option<f64>,
 }
 
 /// How the series of a metric make one number.
@@ -122,6 +126,9 @@ impl Reading {
             | "tgi_request_generated_tokens_sum" => &mut self.generation_tokens,
             "vllm:iteration_tokens_total_sum" => &mut self.iteration_tokens,
             "vllm:iteration_tokens_total_count" => &mut self.iterations,
+            "powerband:engine_steps_total" => &mut self.steps,
+            "powerband:device_seconds_total" => &mut self.device_s,
+            "powerband:working_seconds_total" => &mut self.working_s,
             _ => return None,
         };
         Some((slot, Join::Sum))

@@ -1,14 +1,70 @@
-//! The kernel of all layers against a kernel for each product.
+//! The kernel of all layers: small models against f64, those of full size against a kernel for each product.
 
 use powerband_engine::{EngineError, KvCacheDtype, SamplingParams};
-use powerband_model::Weights;
+use powerband_model::spec::ModelSpec;
+use powerband_model::{DType, Weights};
 
-use super::Check;
-use super::models::{Running, generate, options, prompts, shuffled};
+use super::models::{
+    LENGTHS, Running, compare_with, generate, heads, in_whole_blocks, options, prompts,
+    quantised_model, shuffled, tiny,
+};
 use super::speed::{Tuning, set_tuning, tuning};
+use super::{Check, random};
+use crate::flow::LEAST_LAYERS;
 use crate::{CudaExecutor, CudaOptions, WeightQuantization};
 
-pub(crate) fn run(report: &mut dyn FnMut(&Check)) {
+pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
+    deep(filter, report);
+    full_size(filter, report);
+}
+
+/// With as few layers as the kernel takes and one more; of 12 sequences all decode together at first, and fewer than
+/// eight in the end.
+fn deep(filter: &str, report: &mut dyn FnMut(&Check)) {
+    let layers = |spec| ModelSpec {
+        num_layers: LEAST_LAYERS + 1,
+        ..spec
+    };
+    let lengths: Vec<usize> = LENGTHS.into_iter().cycle().take(12).collect();
+    let wide = heads(in_whole_blocks(), 4, 2, 128);
+    let odd = ModelSpec {
+        hidden_size: 160,
+        ..heads(tiny(), 5, 1, 64)
+    };
+    for (name, spec, stored) in [
+        ("model deep", in_whole_blocks(), None),
+        ("model deep, heads of 128", wide, None),
+        // Tiles that are not full: a model for a kernel for each product.
+        ("model deep, odd sizes", odd, None),
+        ("model deep, NF4", in_whole_blocks(), Some(DType::NF4)),
+        ("model deep, Q4_0", in_whole_blocks(), Some(DType::Q4_0)),
+        ("model deep, Q4_1", in_whole_blocks(), Some(DType::Q4_1)),
+    ] {
+        if name.contains(filter) {
+            let spec = layers(spec);
+            let weights = random::weights(&spec, 11);
+            let weights = match stored {
+                Some(dtype) => weights.stored_as(dtype),
+                None => weights,
+            };
+            let both = [&weights, &weights];
+            let options = options(KvCacheDtype::BF16);
+            let result = compare_with(&spec, both, options, &lengths, Some(20));
+            report(&Check::of(name, result, 0.25));
+        }
+    }
+    for (name, method) in [
+        ("model deep, fp8", WeightQuantization::Fp8),
+        ("model deep, int8", WeightQuantization::Q8_0),
+    ] {
+        if name.contains(filter) {
+            let spec = layers(in_whole_blocks());
+            report(&quantised_model(name, &spec, method, 0.25));
+        }
+    }
+}
+
+fn full_size(filter: &str, report: &mut dyn FnMut(&Check)) {
     use KvCacheDtype::{BF16, Fp8E4M3, Fp8E5M2};
     use WeightQuantization::{Fp8, Nf4, Q4_0, Q4_1, Q8_0};
     let (llama, small) = ("llama-3.2-1b", "smollm2-135m");
@@ -27,6 +83,12 @@ pub(crate) fn run(report: &mut dyn FnMut(&Check)) {
     cases.extend([Fp8, Q8_0, Q4_0, Q4_1, Nf4].map(|q| (small, 9, 33, BF16, Some(q))));
     cases.extend([Fp8, Q8_0, Q4_0, Q4_1, Nf4].map(|q| (llama, 15, 12, Fp8E5M2, Some(q))));
     for (model, count, from, kv_dtype, quantization) in cases {
+        let format = quantization.map_or("bf16".to_owned(), |q| format!("{q:?}"));
+        let name =
+            format!("layers as one, {model} {format}, {count} sequences from {from}, {kv_dtype:?}");
+        if !name.contains(filter) {
+            continue;
+        }
         let options = CudaOptions {
             dummy_seed: Some(7),
             kv_cache_bytes: Some(1 << 30),
@@ -34,9 +96,6 @@ pub(crate) fn run(report: &mut dyn FnMut(&Check)) {
             ..options(kv_dtype)
         };
         let result = layers_as_one(model, count, from, options).map_err(|error| error.to_string());
-        let format = quantization.map_or("bf16".to_owned(), |q| format!("{q:?}"));
-        let name =
-            format!("layers as one, {model} {format}, {count} sequences from {from}, {kv_dtype:?}");
         report(&Check::of(&name, result, 0.1));
     }
 }

@@ -1,6 +1,8 @@
 //! Checks and measurements on a GPU, for the examples `cuda_check` and `cuda_bench`: there is no
 //! test runner where the GPUs are, so they travel as programs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 mod as_one;
 mod golden;
 mod kernels;
@@ -50,6 +52,15 @@ impl Check {
             detail: detail.to_string(),
         }
     }
+}
+
+/// Are steps recorded as graphs?
+static GRAPHS: AtomicBool = AtomicBool::new(true);
+
+/// Checks from now on launch kernel by kernel: tools that watch every launch take long to follow the graphs of all
+/// sizes, and memory that is not there.
+pub fn without_graphs() {
+    GRAPHS.store(false, Ordering::Relaxed);
 }
 
 /// All checks whose name contains `filter`, each reported as it ends.

@@ -2,6 +2,7 @@
 //! sequences, shuffled blocks, overlapped steps.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use powerband_engine::executor::{Admission, Executor, Step, StepSequence, StepTokens};
 use powerband_engine::{EngineError, KvCacheDtype, SamplingParams, TokenOutput};
@@ -25,7 +26,7 @@ pub(crate) fn tiny() -> ModelSpec {
     }
 }
 
-fn heads(mut spec: ModelSpec, heads: usize, kv: usize, head_dim: usize) -> ModelSpec {
+pub(crate) fn heads(mut spec: ModelSpec, heads: usize, kv: usize, head_dim: usize) -> ModelSpec {
     spec.num_heads = heads;
     spec.num_kv_heads = kv;
     spec.head_dim = head_dim;
@@ -120,14 +121,8 @@ pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
             }
         }
     }
-    if "model many".contains(filter) {
-        for check in many_sequences() {
-            report(&check);
-        }
-    }
-    if "layers as one".contains(filter) {
-        super::as_one::run(report);
-    }
+    many_sequences(filter, report);
+    super::as_one::run(filter, report);
     for (name, method, bound) in [
         ("model nf4", WeightQuantization::Nf4, 0.2),
         ("model fp8", WeightQuantization::Fp8, 0.2),
@@ -136,7 +131,7 @@ pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
         ("model int4", WeightQuantization::Q4_0, 0.6),
     ] {
         if name.contains(filter) {
-            report(&quantised_model(name, method, bound));
+            report(&quantised_model(name, &in_whole_blocks(), method, bound));
         }
     }
     for (name, dtype) in [
@@ -164,10 +159,10 @@ pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
     }
 }
 
-const LENGTHS: [usize; 8] = [1, 5, 16, 17, 49, 130, 3, 200];
+pub(crate) const LENGTHS: [usize; 8] = [1, 5, 16, 17, 49, 130, 3, 200];
 
 /// A model whose rows are whole blocks of every type.
-fn in_whole_blocks() -> ModelSpec {
+pub(crate) fn in_whole_blocks() -> ModelSpec {
     ModelSpec {
         hidden_size: 256,
         intermediate_size: 640,
@@ -177,10 +172,14 @@ fn in_whole_blocks() -> ModelSpec {
 }
 
 /// Quantised while loading, against weights that the host quantised.
-fn quantised_model(name: &str, method: WeightQuantization, bound: f64) -> Check {
-    let spec = in_whole_blocks();
-    let weights = random::weights(&spec, 11);
-    let kept = match quantised::weights_as(method, &spec, &weights) {
+pub(crate) fn quantised_model(
+    name: &str,
+    spec: &ModelSpec,
+    method: WeightQuantization,
+    bound: f64,
+) -> Check {
+    let weights = random::weights(spec, 11);
+    let kept = match quantised::weights_as(method, spec, &weights) {
         Ok(kept) => kept,
         Err(error) => return Check::failed(name, error),
     };
@@ -188,7 +187,7 @@ fn quantised_model(name: &str, method: WeightQuantization, bound: f64) -> Check 
         quantization: Some(method),
         ..options(KvCacheDtype::BF16)
     };
-    let result = compare_with(&spec, [&weights, &kept], options, &LENGTHS, Some(20));
+    let result = compare_with(spec, [&weights, &kept], options, &LENGTHS, Some(20));
     Check::of(name, result, bound)
 }
 
@@ -306,6 +305,7 @@ pub(crate) fn options(dtype: KvCacheDtype) -> CudaOptions {
         max_num_seqs: 70,
         max_num_batched_tokens: 300,
         max_model_len: 2048,
+        graphs: super::GRAPHS.load(Ordering::Relaxed),
         ..CudaOptions::default()
     }
 }
@@ -342,7 +342,7 @@ fn compare(title: &str, spec: &ModelSpec, dtype: KvCacheDtype, bound: f64) -> Ve
 }
 
 /// The largest error of a model that is given the first weights and should behave as the second.
-fn compare_with(
+pub(crate) fn compare_with(
     spec: &ModelSpec,
     [weights, kept]: [&Weights; 2],
     options: CudaOptions,
@@ -422,24 +422,27 @@ fn long_context() -> Vec<Check> {
 }
 
 /// More sequences than eight decode together: the kernel for 16 tokens, and those for more.
-fn many_sequences() -> Vec<Check> {
+fn many_sequences(filter: &str, report: &mut dyn FnMut(&Check)) {
     let spec = in_whole_blocks();
-    let weights = || random::weights(&spec, 31);
-    let mut checks = Vec::new();
+    let (plain, codes) = (KvCacheDtype::BF16, KvCacheDtype::Fp8E5M2);
     for count in [12, 24, 40] {
         let lengths: Vec<usize> = LENGTHS.into_iter().cycle().take(count).collect();
-        let (floats, plain) = (weights(), options(KvCacheDtype::BF16));
-        let both = [&floats, &floats];
-        let result = compare_with(&spec, both, plain, &lengths, Some(20));
-        checks.push(Check::of(format!("model many {count}"), result, 0.15));
-        for (name, dtype) in [("NF4", DType::NF4), ("Q8_0", DType::Q8_0)] {
-            let stored = weights().stored_as(dtype);
-            let options = options(KvCacheDtype::Fp8E5M2);
-            let both = [&stored, &stored];
-            let result = compare_with(&spec, both, options, &lengths, Some(20));
-            let name = format!("model many {count} {name} fp8_e5m2");
-            checks.push(Check::of(&name, result, 1.6));
+        for (kind, stored, dtype, bound) in [
+            ("", None, plain, 0.15),
+            (" NF4 fp8_e5m2", Some(DType::NF4), codes, 1.6),
+            (" Q8_0 fp8_e5m2", Some(DType::Q8_0), codes, 1.6),
+        ] {
+            let name = format!("model many {count}{kind}");
+            if name.contains(filter) {
+                let weights = random::weights(&spec, 31);
+                let weights = match stored {
+                    Some(dtype) => weights.stored_as(dtype),
+                    None => weights,
+                };
+                let both = [&weights, &weights];
+                let result = compare_with(&spec, both, options(dtype), &lengths, Some(20));
+                report(&Check::of(&name, result, bound));
+            }
         }
     }
-    checks
 }
