@@ -102,20 +102,31 @@ fn main() -> Result<(), EngineError> {
     }
     if words.iter().any(|a| *a == "tuning") {
         let own = tuning(&mut executor);
-        let (skinny, layers) = (own.skinny, own.layers);
-        let paces = [1, 2, 3, 9].map(|pace| (skinny, layers, pace));
-        for (skinny, layers, pace) in paces.into_iter().chain([(skinny, 0, 0), (0, 0, 0)]) {
+        // Kernels for each product, all layers in one, and those for more tokens from the first one on.
+        let each = [(own.skinny, 0, 0, 0, [0; 2]), (0, 0, 0, 0, [0; 2])];
+        let one = [1, 2].map(|pace| (own.skinny, 16, pace, 99, [0; 2]));
+        let paces = [[3, 1], [3, 3], [4, 1]];
+        let wide = paces.map(|pace| (own.skinny, own.layers, own.pace, 1, pace));
+        for (skinny, layers, pace, wide, wide_pace) in one.into_iter().chain(wide).chain(each) {
             let other = Tuning {
                 skinny,
                 layers,
                 pace,
+                wide,
+                wide_pace,
                 ..own
             };
             set_tuning(&mut executor, other)?;
             for &count in &batches {
-                let name = format!("skinny {skinny}, one {layers}, pace {pace}, batch {count}");
+                // There is none for more.
+                if (wide == 99 && count > 16) || (wide == 1 && own.wide_pace == [0; 2]) {
+                    continue;
+                }
+                let name = format!(
+                    "skinny {skinny}, one {layers}, pace {pace}, wide {wide}, pace {wide_pace:?}, batch {count}"
+                );
                 let bench = bench_decode(&mut executor, &name, count, 200, greedy.clone())?;
-                println!("{:<52} {:.3} ms", bench.name, bench.median);
+                println!("{:<64} {:.3} ms", bench.name, bench.median);
             }
         }
         set_tuning(&mut executor, own)?;

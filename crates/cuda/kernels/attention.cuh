@@ -159,9 +159,12 @@ template <typename T, int HD, int N> struct Attend {
 // Warps of a block: their sums must fit into 48 KiB.
 #define DECODE_WARPS(HD, N) ((HD) * (N) > 128 ? 4 : 8)
 
-// The warps of an item, which may not be all of the block.
-template <int WARPS> static __device__ inline void attention_sync() {
-  asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+// The warps of an item, which may not be all of the block; where several teams of them have an item each, by barriers
+// of their own.
+#define FIRST_TEAM 8
+template <int WARPS, int TEAMS = 1> static __device__ inline void attention_sync() {
+  if (TEAMS == 1) asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+  else asm volatile("bar.sync %0, %1;" ::"r"(FIRST_TEAM + threadIdx.x / (WARPS * 32)), "n"(WARPS * 32) : "memory");
 }
 
 // The `split`-th part of a sequence's context for a key/value head. False if there is no such part.
@@ -210,12 +213,12 @@ struct Finished {
 // One item; `source` has the queries and the newest keys and values. `merged` has room for `Merged::kFloats`, `flag`
 // for one number. AHEAD: a block is asked for while the one before is worked on, which takes registers that more
 // warps on a multiprocessor would make better use of, where there are more.
-template <typename T, int KIND, int HD, int N, bool AHEAD, typename Source>
+template <typename T, int KIND, int HD, int N, bool AHEAD, int WARPS = DECODE_WARPS(HD, N), int TEAMS = 1, typename Source>
 static __device__ inline void attend_span(const AttentionParams &p, const Span &span, int index, int kv_head, int split,
                                           float *merged, int *flag, const Source &source) {
-  constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = DECODE_WARPS(HD, N), kStride = Merged<HD, N>::kStride;
+  constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = WARPS, kStride = Merged<HD, N>::kStride;
   const int kind = KIND == KV_ANY ? p.kv_kind : KIND, element = kind == KV_SAME ? 2 : 1;
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int thread = threadIdx.x % (kWarps * 32), warp = thread >> 5, lane = thread & 31;
   int group = p.q_dim / p.kv_dim, splits = span.splits, position = span.position, token = span.token;
   Attend<T, HD, N> a;
   a.clear();
@@ -284,8 +287,8 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
         row[HD + 1] = a.sum[n][j];
       }
     }
-  attention_sync<kWarps>();
-  for (int i = threadIdx.x * 2; i < group * HD; i += kWarps * 64) {
+  attention_sync<kWarps, TEAMS>();
+  for (int i = thread * 2; i < group * HD; i += kWarps * 64) {
     int column = i / HD, dim = i % HD;
     const float *rows = merged + column * kStride;
     float top = -INFINITY, sum = 0;
@@ -318,17 +321,17 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
   }
   if (splits == 1) return;
   __threadfence();
-  attention_sync<kWarps>();
-  if (threadIdx.x == 0) {
+  attention_sync<kWarps, TEAMS>();
+  if (thread == 0) {
     int *arrived = p.arrived + index * (p.heads / group) + kv_head;
     *flag = atomicAdd(arrived, 1) == splits - 1;
     if (*flag) *arrived = 0;
   }
-  attention_sync<kWarps>();
+  attention_sync<kWarps, TEAMS>();
   if (!*flag) return;
   __threadfence();
   // In a fixed order, whoever came last.
-  for (int i = threadIdx.x * 2; i < group * HD; i += kWarps * 64) {
+  for (int i = thread * 2; i < group * HD; i += kWarps * 64) {
     int head = kv_head * group + i / HD, dim = i % HD;
     const float *from = p.partial + (size_t)(index * p.heads + head) * p.splits * (HD + 2);
     float top = -INFINITY, sum = 0;

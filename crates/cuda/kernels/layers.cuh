@@ -37,11 +37,11 @@ static __device__ inline void leave_registers() { asm volatile("setmaxnreg.dec.s
 // one before.
 #define ALL_DONE 2
 #define ALL_MET 3
-static __device__ inline void barrier_come(int id) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(LAYER_THREADS) : "memory");
+template <int THREADS> static __device__ inline void barrier_come(int id) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
-static __device__ inline void barrier_meet(int id) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(LAYER_THREADS) : "memory");
+template <int THREADS> static __device__ inline void barrier_meet(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
 
 static __device__ inline void meet_blocks(uint32_t *met, uint32_t until) {
@@ -169,7 +169,9 @@ static __device__ inline void look_into_cache(const AttentionParams &p, int kv_h
 }
 
 // The ninth warp: brings each layer's parameters, and meets the other blocks when this one has finished a layer.
-static __device__ inline void conduct(const LayersParams &p, LayerParams *shared, int lane) {
+// `attends`: the first item of attention; MEET, DONE: threads at those barriers.
+template <int MEET, int DONE, typename Params>
+static __device__ inline void conduct(const Params &p, LayerParams *shared, int attends, int lane) {
   constexpr int kWords = sizeof(LayerParams) / 4;
   // Only sequences that there are: what nobody computes would be waited for.
   int tokens = 0;
@@ -186,20 +188,20 @@ static __device__ inline void conduct(const LayersParams &p, LayerParams *shared
     __syncwarp();
   };
   auto look = [&](int layer) {
-    if (layer < p.count) look_into_cache(shared[layer & 1].attention, p.kv_heads, first_item(attend_from(p)), lane);
+    if (layer < p.count) look_into_cache(shared[layer & 1].attention, p.kv_heads, attends, lane);
   };
   bring(0);
   bring(1);
   wait_for_inputs();
-  barrier_come(ALL_MET);
+  barrier_come<MEET>(ALL_MET);
   look(0);
   look(1);
   for (int n = 0; n + 1 < p.count; ++n) {
-    barrier_meet(ALL_DONE);
+    barrier_meet<DONE>(ALL_DONE);
     bring(n + 2);
     if (lane == 0) meet_blocks(p.met, (uint32_t)(n + 1) * gridDim.x);
     __syncwarp();
-    barrier_come(ALL_MET);
+    barrier_come<MEET>(ALL_MET);
     look(n + 2);
   }
 }
@@ -253,7 +255,7 @@ static __device__ inline void layers(const LayersParams &p) {
   __syncthreads();
   if (warp >= SKINNY_WARPS) {
     leave_registers();
-    if (warp == SKINNY_WARPS) conduct(p, params, lane);
+    if (warp == SKINNY_WARPS) conduct<LAYER_THREADS, LAYER_THREADS>(p, params, first_item(attend_from(p)), lane);
     int first = (warp - SKINNY_WARPS - 1) * RING_WARPS;
     if (first >= 0 && first < SKINNY_WARPS && lane == 0) supply<S, kDepth>(p, rings, barriers, first);
     return;
@@ -267,7 +269,7 @@ static __device__ inline void layers(const LayersParams &p) {
   };
   if (W::kTable > 0) fill_nf4_table(rest, warp, SKINNY_WARPS, lane);
   wait_for_inputs();
-  barrier_meet(ALL_MET);
+  barrier_meet<LAYER_THREADS>(ALL_MET);
 
   Turns turns;
   int attends = first_item(attend_from(p));
@@ -277,13 +279,13 @@ static __device__ inline void layers(const LayersParams &p) {
 #pragma unroll 1
     for (int product = 0; product < last; ++product) {
       // All blocks have finished the layer before: this one's last product clears what that one used.
-      if (product == 3 && n > 0) barrier_meet(ALL_MET);
+      if (product == 3 && n > 0) barrier_meet<LAYER_THREADS>(ALL_MET);
       flow_items<S, N>(layer.product[product], layer.flow[product], first_item(p.first[product]), gridDim.x, ring,
                        turns, sums, scale, table, refill);
       if (product == 0)
         attend_share<HD, Hand<S>::kCodes>(layer, p.kv_heads, attends, sums, flag);
     }
-    if (n + 1 < p.count) barrier_come(ALL_DONE);
+    if (n + 1 < p.count) barrier_come<LAYER_THREADS>(ALL_DONE);
   }
 }
 

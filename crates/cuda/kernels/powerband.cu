@@ -4,3 +4,4 @@
 #include "layers.cuh"
 #include "sample.cuh"
 #include "skinny.cuh"
+#include "wide.cuh"

@@ -40,6 +40,26 @@ fn graph_sizes(most: usize) -> Vec<usize> {
     sizes
 }
 
+/// The graph of a decoding step.
+#[derive(Debug)]
+struct Recorded {
+    sequences: usize,
+    /// Only for sequences that are long, or that are not; see [`StepSize::long`].
+    long: Option<bool>,
+    graph: Graph,
+}
+
+/// The first of those recorded, smaller ones first, that computes a step of so many sequences.
+fn fitting(
+    recorded: impl Iterator<Item = (usize, Option<bool>)>,
+    sequences: usize,
+    long: bool,
+) -> Option<usize> {
+    let mut numbered = recorded.enumerate();
+    let fits = |(n, only): (usize, Option<bool>)| n >= sequences && only.is_none_or(|o| o == long);
+    numbered.find(|(_, graph)| fits(*graph)).map(|(at, _)| at)
+}
+
 /// A step that the GPU is computing.
 #[derive(Debug)]
 struct InFlight {
@@ -57,7 +77,7 @@ pub struct CudaExecutor {
     /// Steps come to the GPU here, while the one before is computed.
     copies: Stream,
     copied: Vec<Event>,
-    graphs: Vec<(usize, Graph)>,
+    graphs: Vec<Recorded>,
     events: Vec<Event>,
     steps: HostMemory,
     results: HostMemory,
@@ -240,8 +260,8 @@ impl CudaExecutor {
     ) -> Result<f32, DriverError> {
         self.stream.record(before)?;
         for _ in 0..times {
-            if let Some((_, graph)) = self.graphs.first() {
-                self.stream.run(graph)?;
+            if let Some(first) = self.graphs.first() {
+                self.stream.run(&first.graph)?;
             }
         }
         self.stream.record(after)?;
@@ -275,12 +295,24 @@ impl CudaExecutor {
                 rows: sequences,
                 tiles: 0,
                 all_sampled: true,
+                long: false,
             };
-            let graph = self
-                .stream
-                .capture(|| self.forward.launch(&self.stream, size).map_err(Fault));
-            self.graphs
-                .push((sequences, graph.map_err(|fault| fault.0)?));
+            let lengths: &[Option<bool>] = match self.forward.depends_on_length(size) {
+                true => &[Some(false), Some(true)],
+                false => &[None],
+            };
+            for &only in lengths {
+                let long = only.unwrap_or_default();
+                let size = StepSize { long, ..size };
+                let graph = self
+                    .stream
+                    .capture(|| self.forward.launch(&self.stream, size).map_err(Fault));
+                self.graphs.push(Recorded {
+                    sequences,
+                    long: only,
+                    graph: graph.map_err(|fault| fault.0)?,
+                });
+            }
         }
         Ok(())
     }
@@ -308,11 +340,15 @@ impl CudaExecutor {
             }
         }
         let only_decoding = size.all_sampled && size.tiles == 0 && size.tokens > 0;
-        let fitting = self.graphs.iter().position(|(n, _)| *n >= size.tokens);
-        let graph = fitting.filter(|_| only_decoding);
+        let recorded = self
+            .graphs
+            .iter()
+            .map(|graph| (graph.sequences, graph.long));
+        let graph = fitting(recorded, size.tokens, size.long).filter(|_| only_decoding);
         let bytes = self.steps.slice(place * layout.bytes, layout.bytes);
         if let Some(index) = graph {
-            self.batch.pad(self.graphs[index].0, self.bounds.num_blocks);
+            self.batch
+                .pad(self.graphs[index].sequences, self.bounds.num_blocks);
         }
         let written = self.batch.write(&size, bytes);
         let packed = self.forward.buffers.packed + (place * layout.bytes) as u64;
@@ -322,7 +358,10 @@ impl CudaExecutor {
             .and_then(|()| self.stream.wait_for(&self.copied[place]))
             .map_err(failure)?;
         match graph {
-            Some(index) => self.stream.run(&self.graphs[index].1).map_err(failure)?,
+            Some(index) => self
+                .stream
+                .run(&self.graphs[index].graph)
+                .map_err(failure)?,
             None => {
                 // A step of nothing still moves the ring on.
                 if size.tokens == 0 {
@@ -435,6 +474,17 @@ fn read_result(bytes: &[u8], row: usize) -> RowResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_finds_the_next_larger_graph_of_its_length() {
+        let (short, long) = (Some(false), Some(true));
+        let graphs = [(8, None), (16, None), (24, short), (24, long), (32, None)];
+        let find = |sequences, long| fitting(graphs.into_iter(), sequences, long);
+        assert_eq!([find(3, false), find(3, true)], [Some(0), Some(0)]);
+        assert_eq!([find(17, false), find(17, true)], [Some(2), Some(3)]);
+        assert_eq!([find(25, false), find(25, true)], [Some(4), Some(4)]);
+        assert_eq!([find(33, false), find(33, true)], [None, None]);
+    }
 
     #[test]
     fn graphs_lie_close_together() {

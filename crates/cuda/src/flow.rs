@@ -6,7 +6,10 @@ use crate::buffers::{Buffers, Places, SQUARE_PARTS, tiled_bytes};
 use crate::params::{FlowParams, GemmParams, LayerParams};
 
 /// Tokens at most.
-pub(crate) const MOST_TOKENS: usize = 16;
+pub(crate) const MOST_TOKENS: usize = 32;
+
+/// Blocks that share the columns of a product, at most.
+const MOST_PARTS: usize = 4;
 
 /// Layers that a model needs: the first two's copies are cleared by the last two.
 pub(crate) const LEAST_LAYERS: usize = 4;
@@ -51,6 +54,10 @@ struct Copy {
 #[derive(Debug)]
 pub(crate) struct Flow {
     copies: [Copy; COPIES],
+    /// What blocks that share the columns of a product (all but gate and up) hand each other, of even and of odd layers.
+    pub sums: [[u64; 4]; 2],
+    /// The norms' factors of all tokens: two for each layer, and the head's.
+    pub factors: u64,
     from: u64,
     end: u64,
     /// Parts that a token's sum of squares has.
@@ -75,8 +82,14 @@ impl Flow {
                 gated,
             }
         });
+        let mut sums =
+            |rows: usize| places.take(rows.div_ceil(64) * 64 * MOST_PARTS * MOST_TOKENS * 4);
+        let sums = [(); 2].map(|()| [sums(q + 2 * kv), sums(d), 0, sums(d)]);
+        let factors = places.take((2 * spec.num_layers + 1) * MOST_TOKENS * 4);
         Self {
             copies,
+            sums,
+            factors,
             from: base,
             end: places.end(),
             parts,

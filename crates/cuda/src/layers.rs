@@ -6,9 +6,16 @@ use crate::flow::{Flow, LEAST_LAYERS, MOST_TOKENS};
 use crate::formats::Format;
 use crate::model::Model;
 use crate::params::{GemmParams, LayerParams, LayersParams, bytes_of};
+use crate::wide::{HEAD_DIM, Wide};
 
 /// Tokens for eight at a time: the kernels there are.
 const EIGHTS: [usize; 2] = [1, 2];
+
+/// Tokens of the largest.
+const NARROW: usize = 16;
+
+/// Tokens from which on the kernels for more are faster, for the models that they take.
+const WIDE_FROM: usize = 5;
 
 /// Threads of a block: eight warps that multiply, one that meets the other blocks, two that ask for weights, and one
 /// that only lends its registers.
@@ -57,6 +64,10 @@ fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
 pub(crate) struct Layers {
     kernels: Vec<(usize, Kernel, Shape)>,
     params: LayersParams,
+    /// The kernels for more tokens.
+    pub wide: Option<Wide>,
+    /// Tokens from which on they are used.
+    pub wide_from: usize,
     /// Where embedding leaves the first input, and clears the head's and its squares; are the weights codes?
     pub ends: ([u64; 3], bool),
     /// Tokens up to which they are used: in all their sizes faster than a kernel for each product.
@@ -152,8 +163,20 @@ impl Layers {
                 [tile as u32 / 32, (RING_WARPS * tiles(format)) as u32, 1],
             )?;
         }
+        let known =
+            format == Format::Bf16 && spec.head_dim == HEAD_DIM && spec.logit_softcap.is_none();
+        let wide = match known {
+            true => {
+                let layers = (&params[0], params.len(), stride);
+                let at = (buffers.layers, buffers.met);
+                Wide::new(stream, module, spec, &flow, layers, head, at)?
+            }
+            false => None,
+        };
         Ok(Some(Self {
-            most_tokens: MOST_TOKENS,
+            most_tokens: if wide.is_some() { MOST_TOKENS } else { NARROW },
+            wide,
+            wide_from: WIDE_FROM,
             kernels,
             pace: PACE,
             ends: (flow.ends(), format != Format::Bf16),
@@ -179,13 +202,18 @@ impl Layers {
     }
 
     fn fitting(&self, tokens: usize) -> Option<&(usize, Kernel, Shape)> {
-        let mut kernels = self.kernels.iter();
-        kernels.find(|(most, ..)| *most >= tokens && tokens <= self.most_tokens)
+        self.kernels.iter().find(|(most, ..)| *most >= tokens)
     }
 
-    /// Is there a kernel for a step of so many tokens?
-    pub fn takes(&self, tokens: usize) -> bool {
-        self.fitting(tokens).is_some()
+    /// Is there a kernel for a step of so many tokens, of sequences that are long or not? See [`StepSize::long`].
+    ///
+    /// [`StepSize::long`]: crate::step::StepSize::long
+    pub fn takes(&self, tokens: usize, long: bool) -> bool {
+        let most = match self.wide.is_some() && !long {
+            true => MOST_TOKENS,
+            false => NARROW,
+        };
+        tokens <= most.min(self.most_tokens)
     }
 
     /// Do they compute the head too?
@@ -194,6 +222,9 @@ impl Layers {
     }
 
     pub fn launch(&self, stream: &Stream, tokens: usize, splits: usize) -> Result<(), DriverError> {
+        if let Some(wide) = self.wide.as_ref().filter(|_| tokens >= self.wide_from) {
+            return wide.launch(stream, tokens, splits);
+        }
         let Some((_, kernel, shape)) = self.fitting(tokens) else {
             return Err(DriverError {
                 call: "all layers in one kernel",

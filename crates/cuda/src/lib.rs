@@ -23,6 +23,7 @@ mod probe;
 mod rope;
 mod slots;
 mod step;
+mod wide;
 
 pub use driver::DriverError;
 pub use executor::CudaExecutor;

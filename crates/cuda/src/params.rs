@@ -121,6 +121,29 @@ plain! {
         head: i32,
         pace: i32,
     }
+    /// `wide.cuh`
+    struct WideParams {
+        weights: [u64; 5],
+        stride: u64,
+        layers: u64,
+        met: u64,
+        sums: [[u64; 4]; 2],
+        factors: u64,
+        row_tiles: [i32; 5],
+        k_tiles: [i32; 5],
+        first: [i32; 5],
+        parts: [i32; 5],
+        count: i32,
+        tokens: i32,
+        splits: i32,
+        kv_heads: i32,
+        head: i32,
+        pace: i32,
+        quiet: i32,
+        attends: i32,
+        depth: i32,
+        padding: i32,
+    }
     /// `pack.cuh`
     struct PackParams {
         from: u64,

@@ -243,6 +243,10 @@ pub struct Tuning {
     pub layers: usize,
     /// Places of that kernel's rings that are on their way at once.
     pub pace: i32,
+    /// Tokens from which on it is the one for more tokens.
+    pub wide: usize,
+    /// Places of that one's ring that are on their way at once, and while it waits.
+    pub wide_pace: [i32; 2],
 }
 
 /// What the executor has now.
@@ -254,6 +258,10 @@ pub fn tuning(executor: &mut CudaExecutor) -> Tuning {
         skinny: forward.gemms.skinny,
         layers: one.map_or(0, |one| one.most_tokens),
         pace: one.map_or(0, |one| one.pace),
+        wide: one.map_or(0, |one| one.wide_from),
+        wide_pace: one
+            .and_then(|one| one.wide.as_ref())
+            .map_or([0; 2], |wide| wide.pace),
     }
 }
 
@@ -268,6 +276,10 @@ pub fn set_tuning(executor: &mut CudaExecutor, tuning: Tuning) -> Result<(), Eng
     if let Some(one) = &mut forward.layers {
         one.most_tokens = tuning.layers;
         one.pace = tuning.pace;
+        one.wide_from = tuning.wide;
+        if let Some(wide) = &mut one.wide {
+            wide.pace = tuning.wide_pace;
+        }
     }
     executor.record_graphs()
 }
