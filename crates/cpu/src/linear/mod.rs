@@ -14,8 +14,10 @@ use powerband_engine::EngineError;
 use powerband_model::Tensor;
 use powerband_model::spec::Activation;
 
-pub(crate) use kernels::{AHEAD, Sums, each};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use kernels::AHEAD;
 use kernels::{MOST, TileData, multiply};
+pub(crate) use kernels::{Sums, each};
 use pack::{Packed, TILE};
 
 use crate::activations::{Activations, Forms, Panel, PanelData, panels};
