@@ -225,13 +225,7 @@ impl Layers {
         if let Some(wide) = self.wide.as_ref().filter(|_| tokens >= self.wide_from) {
             return wide.launch(stream, tokens, splits);
         }
-        let Some((_, kernel, shape)) = self.fitting(tokens) else {
-            return Err(DriverError {
-                call: "all layers in one kernel",
-                reason: format!("there is none for {tokens} tokens"),
-                out_of_memory: false,
-            });
-        };
+        let (_, kernel, shape) = self.fitting(tokens).ok_or_else(|| none_for(tokens))?;
         let params = LayersParams {
             tokens: tokens as i32,
             splits: splits as i32,
@@ -239,6 +233,15 @@ impl Layers {
             ..self.params
         };
         stream.launch(kernel, *shape, &params)
+    }
+}
+
+/// There is no kernel for a step of so many tokens.
+pub(crate) fn none_for(tokens: usize) -> DriverError {
+    DriverError {
+        call: "all layers in one kernel",
+        reason: format!("there is none for {tokens} tokens"),
+        out_of_memory: false,
     }
 }
 

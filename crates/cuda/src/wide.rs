@@ -4,6 +4,7 @@ use powerband_model::ModelSpec;
 
 use crate::driver::{DriverError, Kernel, Module, Shape, Stream};
 use crate::flow::Flow;
+use crate::layers::none_for;
 use crate::params::{GemmParams, LayerParams, WideParams};
 
 /// Tokens of the kernels there are. For 64 there was one too, but a kernel for each product is faster then.
@@ -127,13 +128,8 @@ impl Wide {
 
     pub fn launch(&self, stream: &Stream, tokens: usize, splits: usize) -> Result<(), DriverError> {
         let mut kernels = self.kernels.iter();
-        let Some((_, kernel, shape, depth)) = kernels.find(|(most, ..)| *most >= tokens) else {
-            return Err(DriverError {
-                call: "all layers in one kernel",
-                reason: format!("there is none for {tokens} tokens"),
-                out_of_memory: false,
-            });
-        };
+        let fitting = kernels.find(|(most, ..)| *most >= tokens);
+        let (_, kernel, shape, depth) = fitting.ok_or_else(|| none_for(tokens))?;
         let params = WideParams {
             tokens: tokens as i32,
             splits: splits as i32,

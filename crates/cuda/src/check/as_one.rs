@@ -42,11 +42,7 @@ fn deep(filter: &str, report: &mut dyn FnMut(&Check)) {
     ] {
         if name.contains(filter) {
             let spec = layers(spec);
-            let weights = random::weights(&spec, 11);
-            let weights = match stored {
-                Some(dtype) => weights.stored_as(dtype),
-                None => weights,
-            };
+            let weights = random::stored(&spec, 11, stored);
             let both = [&weights, &weights];
             let options = options(KvCacheDtype::BF16);
             let result = compare_with(&spec, both, options, &lengths, Some(20));

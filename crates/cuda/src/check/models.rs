@@ -434,11 +434,7 @@ fn many_sequences(filter: &str, report: &mut dyn FnMut(&Check)) {
         ] {
             let name = format!("model many {count}{kind}");
             if name.contains(filter) {
-                let weights = random::weights(&spec, 31);
-                let weights = match stored {
-                    Some(dtype) => weights.stored_as(dtype),
-                    None => weights,
-                };
+                let weights = random::stored(&spec, 31, stored);
                 let both = [&weights, &weights];
                 let result = compare_with(&spec, both, options(dtype), &lengths, Some(20));
                 report(&Check::of(&name, result, bound));

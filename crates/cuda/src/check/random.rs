@@ -69,3 +69,12 @@ pub(crate) fn weights(spec: &ModelSpec, seed: u64) -> Weights {
     });
     Weights::new(tensors)
 }
+
+/// [`weights`], stored as a type or as they are.
+pub(crate) fn stored(spec: &ModelSpec, seed: u64, dtype: Option<DType>) -> Weights {
+    let weights = weights(spec, seed);
+    match dtype {
+        Some(dtype) => weights.stored_as(dtype),
+        None => weights,
+    }
+}

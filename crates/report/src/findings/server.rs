@@ -118,12 +118,13 @@ fn prefix_cache_hits(sweep: &Sweep<'_>) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::context::Context;
     use crate::summary::LevelSummary;
 
-    fn level(clients: f64, says: &[(&str, f64)]) -> LevelSummary {
+    /// A level of which a server says so.
+    pub fn level(clients: f64, says: &[(&str, f64)]) -> LevelSummary {
         LevelSummary {
             concurrency: Some(clients),
             requests_per_second: Some(10.0),

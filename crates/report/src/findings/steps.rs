@@ -33,6 +33,7 @@ pub fn find(sweep: &Sweep<'_>) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::server;
     use super::*;
     use crate::context::Context;
     use crate::summary::LevelSummary;
@@ -43,16 +44,7 @@ mod tests {
             ("step_mean_s", step),
             ("step_device_mean_s", device),
         ];
-        LevelSummary {
-            concurrency: Some(clients),
-            requests_per_second: Some(10.0),
-            output_tokens_per_second: Some(640.0),
-            ttft_ms: Some(1500.0),
-            itl_ms: Some(10.0),
-            e2e_ms: Some(2130.0),
-            server: says.iter().map(|(k, v)| ((*k).into(), *v)).collect(),
-            ..LevelSummary::default()
-        }
+        server::tests::level(clients, &says)
     }
 
     #[test]
