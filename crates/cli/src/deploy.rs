@@ -304,7 +304,11 @@ fn open(
         None => error,
     })?;
     phases.done(format_args!("{} is here", path.display()));
-    let checkpoint = Checkpoint::open(&path).map_err(|error| {
+    let opened = match invented {
+        true => Checkpoint::open_invented(&path, dtype, args.seed),
+        false => Checkpoint::open(&path),
+    };
+    let checkpoint = opened.map_err(|error| {
         CliError::new(error).hint(
             "`powerband pull` fetches a model whole and checks it; GGUF files and Hugging Face folders \
              with safetensors are read",
@@ -342,17 +346,7 @@ fn open(
             None => String::new(),
         }
     ));
-    Ok(match invented {
-        true => {
-            let weights = Weights::dummy(&checkpoint.spec, dtype, args.seed);
-            let checkpoint = Checkpoint {
-                weights,
-                ..checkpoint
-            };
-            (checkpoint, None)
-        }
-        false => (checkpoint, Some(path)),
-    })
+    Ok((checkpoint, (!invented).then_some(path)))
 }
 
 fn template(path: &Path) -> CliResult<ChatTemplate> {

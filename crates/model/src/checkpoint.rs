@@ -29,11 +29,27 @@ impl Checkpoint {
     /// The path is neither, or what is there is broken or of a kind that is not built.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let opened = if path.is_dir() {
-            Self::open_folder(path)
+            Self::open_folder(path, None)
         } else {
             Self::open_gguf(path)
         };
         opened.map_err(|error| error.in_file(path))
+    }
+
+    /// The same with random weights (`--load-format dummy`), of which a folder needs no file.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]'s.
+    pub fn open_invented(path: &Path, dtype: DType, seed: u64) -> Result<Self, ModelError> {
+        if path.is_dir() {
+            return Self::open_folder(path, Some((dtype, seed)))
+                .map_err(|error| error.in_file(path));
+        }
+        let opened = Self::open(path)?;
+        Ok(Self {
+            weights: Weights::dummy(&opened.spec, dtype, seed),
+            ..opened
+        })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
@@ -70,7 +86,8 @@ impl Checkpoint {
         })
     }
 
-    fn open_folder(folder: &Path) -> Result<Self, ModelError> {
+    /// `invented`: the type and seed of random weights, in place of the folder's.
+    fn open_folder(folder: &Path, invented: Option<(DType, u64)>) -> Result<Self, ModelError> {
         let read = |name: &str| {
             let path = folder.join(name);
             std::fs::read_to_string(&path).map_err(|e| ModelError::io(&path, e))
@@ -86,16 +103,10 @@ impl Checkpoint {
         let generation = optional("generation_config.json")?;
         let text = read("config.json")?;
         let spec = hf::spec_from_config(&text, generation.as_deref(), &config)?;
-        let fields = serde_json::from_str(&text)
-            .map_err(|error| ModelError::format(&config, error.to_string()))?;
-        let method = hf::Method::from_config(&fields, &config)?;
-        let mut weights = hf::load_weights(folder, method.as_ref())?;
-        spec.split_fused(&mut weights)?;
-        spec.check_weights(&weights)?;
-        let converted = method.map(|method| {
-            let types: Vec<_> = weights.made_types().iter().map(|t| t.name()).collect();
-            format!("{method}, as {}", types.join(" and "))
-        });
+        let (weights, converted) = match invented {
+            Some((dtype, seed)) => (Weights::dummy(&spec, dtype, seed), None),
+            None => Self::stored_weights(folder, &spec, &text, &config)?,
+        };
         let tokenizer = match optional("tokenizer.json")? {
             Some(json) => Some(Arc::new(Tokenizer::from_json(json.as_bytes())?)),
             None => None,
@@ -127,6 +138,26 @@ impl Checkpoint {
             converted,
             chat_template,
         })
+    }
+
+    /// A folder's weights, and how they are converted if they are quantised.
+    fn stored_weights(
+        folder: &Path,
+        spec: &ModelSpec,
+        text: &str,
+        config: &Path,
+    ) -> Result<(Weights, Option<String>), ModelError> {
+        let fields = serde_json::from_str(text)
+            .map_err(|error| ModelError::format(config, error.to_string()))?;
+        let method = hf::Method::from_config(&fields, config)?;
+        let mut weights = hf::load_weights(folder, method.as_ref())?;
+        spec.split_fused(&mut weights)?;
+        spec.check_weights(&weights)?;
+        let converted = method.map(|method| {
+            let types: Vec<_> = weights.made_types().iter().map(|t| t.name()).collect();
+            format!("{method}, as {}", types.join(" and "))
+        });
+        Ok((weights, converted))
     }
 
     /// Random weights for an architecture (`--load-format dummy`); no tokenizer.
