@@ -1,5 +1,5 @@
 //! Times of steps with random weights: `cuda_bench [steps] [prefill] [shares] [plans]
-//! [tuning] [fatbin=FILE] [model=llama-3.2-1b] [quantization=nf4]
+//! [plans-in-step] [tuning] [fatbin=FILE] [model=llama-3.2-1b] [quantization=nf4]
 //! [batches=1,8,32]`; all of them without arguments.
 
 use std::time::Instant;
@@ -139,9 +139,15 @@ fn main() -> Result<(), EngineError> {
             }
         }
     }
-    if asked("plans") {
+    for (word, in_step) in [("plans", false), ("plans-in-step", true)] {
+        if !asked(word) {
+            continue;
+        }
         for &count in &batches {
-            for line in bench_plans(&mut executor, count)? {
+            if in_step {
+                bench_decode(&mut executor, "", count, 200, greedy.clone())?;
+            }
+            for line in bench_plans(&mut executor, count, in_step)? {
                 println!("{line}");
             }
         }

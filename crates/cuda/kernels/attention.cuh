@@ -3,9 +3,9 @@
 // key/value head fill its columns; the output is values transposed times weights. Cache blocks are
 // read straight into registers, in fragment order.
 //
-// Decoding: the warps of a block share the positions of one sequence and meet at the end; a long
+// Decoding: the warps of a team share the positions of one sequence and meet at the end; a long
 // context is shared by several blocks, and the one that ends last brings their parts together.
-// Prompts: each warp has 32 columns of its own.
+// Prompts: `prompt.cuh`.
 #pragma once
 #include "cache.cuh"
 
@@ -21,6 +21,8 @@ struct AttentionParams {
   int *arrived;          // splits: [sequence][kv head], zero between launches
   int q_dim, kv_dim, heads, out_tiles, splits, window, kv_kind;
   float scale;           // of scores, times log2(e)
+  int warps;             // of a short sequence's item, in the kernel that decodes
+  int most;              // sequences that the list may have
 };
 
 struct alignas(16) Frag { uint32_t r[4]; };
@@ -159,13 +161,23 @@ template <typename T, int HD, int N> struct Attend {
 // Warps of a block: their sums must fit into 48 KiB.
 #define DECODE_WARPS(HD, N) ((HD) * (N) > 128 ? 4 : 8)
 
-// The warps of an item, which may not be all of the block; where several teams of them have an item each, by barriers
-// of their own.
+// The warps that have an item together: all of a block, or teams of some, each with a barrier of its own.
 #define FIRST_TEAM 8
-template <int WARPS, int TEAMS = 1> static __device__ inline void attention_sync() {
-  if (TEAMS == 1) asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
-  else asm volatile("bar.sync %0, %1;" ::"r"(FIRST_TEAM + threadIdx.x / (WARPS * 32)), "n"(WARPS * 32) : "memory");
-}
+template <int WARPS, int TEAMS = 1> struct Warps {
+  static constexpr int warps = WARPS, most = WARPS;
+  static __device__ inline void sync() {
+    if (TEAMS == 1) asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+    else asm volatile("bar.sync %0, %1;" ::"r"(FIRST_TEAM + threadIdx.x / (WARPS * 32)), "n"(WARPS * 32) : "memory");
+  }
+};
+// The same, of a number up to MOST that is known when it runs.
+template <int MOST> struct SomeWarps {
+  static constexpr int most = MOST;
+  int warps, number;
+  __device__ inline void sync() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(FIRST_TEAM + number), "r"(warps * 32) : "memory");
+  }
+};
 
 // The `split`-th part of a sequence's context for a key/value head. False if there is no such part.
 struct Span {
@@ -198,6 +210,7 @@ template <int HD, int N> struct Merged {
 // Queries, keys and values that kernels ahead have left.
 struct Finished {
   static constexpr bool kSameKernel = false;
+  template <int F> struct Newest {};
   const void *queries;
   int q_dim;
 
@@ -213,18 +226,19 @@ struct Finished {
 // One item; `source` has the queries and the newest keys and values. `merged` has room for `Merged::kFloats`, `flag`
 // for one number. AHEAD: a block is asked for while the one before is worked on, which takes registers that more
 // warps on a multiprocessor would make better use of, where there are more.
-template <typename T, int KIND, int HD, int N, bool AHEAD, int WARPS = DECODE_WARPS(HD, N), int TEAMS = 1, typename Source>
+template <typename T, int KIND, int HD, int N, bool AHEAD, typename Source, typename Those>
 static __device__ inline void attend_span(const AttentionParams &p, const Span &span, int index, int kv_head, int split,
-                                          float *merged, int *flag, const Source &source) {
-  constexpr int kFrags = HD / 16, kColumns = N * 8, kWarps = WARPS, kStride = Merged<HD, N>::kStride;
-  const int kind = KIND == KV_ANY ? p.kv_kind : KIND, element = kind == KV_SAME ? 2 : 1;
-  int thread = threadIdx.x % (kWarps * 32), warp = thread >> 5, lane = thread & 31;
+                                          float *merged, int *flag, const Source &source, const Those &team) {
+  constexpr int kFrags = HD / 16, kColumns = N * 8, kStride = Merged<HD, N>::kStride;
+  const int kind = KIND == KV_ANY ? p.kv_kind : KIND, element = kind == KV_SAME ? 2 : 1, warps = team.warps;
+  int thread = threadIdx.x % (warps * 32), warp = thread >> 5, lane = thread & 31;
   int group = p.q_dim / p.kv_dim, splits = span.splits, position = span.position, token = span.token;
   Attend<T, HD, N> a;
   a.clear();
   size_t block_bytes = (size_t)p.kv_dim * 32 * element;
   const char *base = p.cache + (size_t)kv_head * HD * 32 * element;
-  Frag keys[kFrags], values[kFrags];
+  // A number even where there is no block: what may have none keeps its registers through all of the kernel.
+  Frag keys[kFrags] = {}, values[kFrags] = {};
   auto load_keys = [&](int place) {
     load_fresh<kFrags>(keys, base + place * block_bytes, kind != KV_SAME, lane);
   };
@@ -233,31 +247,35 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
   };
   // Where this block and the next lie is known before either is wanted.
   auto place_of = [&](int b) { return b < span.to ? span.blocks[b] : 0; };
-  int b = span.from + warp, place = place_of(b), next = place_of(b + kWarps);
+  int b = span.from + warp, place = place_of(b), next = place_of(b + warps);
   // All but the newest block, into which kernels ahead write.
   bool early = b < min(span.to, Source::kSameKernel ? span.to : position / 16);
   if (early) load_keys(place), load_values(place);
   source.wait();
+  [[maybe_unused]] typename Source::template Newest<kFrags> newest = {};
   const T *query = source.template row<T>(token) + kv_head * group * HD;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     int column = n * 8 + (lane >> 2);
-    if constexpr (Source::kSameKernel)
-      source.template query<kFrags>(a.query[0], query + column * HD, column < group, lane);
-    else
+    if constexpr (Source::kSameKernel) {
+      int last = position / 16 - span.from;
+      bool own = position / 16 < span.to && last >= 0 && last % warps == warp;
+      source.template query<kFrags>(a.query[0], query + column * HD, column < group, newest, own, token, kv_head,
+                                    position & 15, lane);
+    } else
       a.load_query(n, column < group ? query + column * HD : nullptr, lane);
   }
   if (!early && b < span.to) load_keys(place), load_values(place);
-  for (; b < span.to; b += kWarps) {
-    bool more = AHEAD && b + kWarps < span.to;
+  for (; b < span.to; b += warps) {
+    bool more = AHEAD && b + warps < span.to;
     if (!AHEAD && b != span.from + warp) load_keys(place), load_values(place);
     place = next;
-    next = place_of(b + 2 * kWarps);
+    next = place_of(b + 2 * warps);
     if (kind != KV_SAME)
 #pragma unroll
       for (int f = 0; f < kFrags; ++f) widen_fragment<T>(keys[f], kind), widen_fragment<T>(values[f], kind);
     if constexpr (Source::kSameKernel)
-      if (b == position / 16) source.template patch<kFrags>(keys, values, token, kv_head, position & 15, lane);
+      if (b == position / 16) source.template patch<kFrags>(keys, values, newest, position & 15, lane);
     int first[N][2], last[N][2];
 #pragma unroll
     for (int n = 0; n < N; ++n)
@@ -287,17 +305,20 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
         row[HD + 1] = a.sum[n][j];
       }
     }
-  attention_sync<kWarps, TEAMS>();
-  for (int i = thread * 2; i < group * HD; i += kWarps * 64) {
+  team.sync();
+  for (int i = thread * 2; i < group * HD; i += warps * 64) {
     int column = i / HD, dim = i % HD;
     const float *rows = merged + column * kStride;
     float top = -INFINITY, sum = 0;
     float2 v = make_float2(0, 0);
+    // What there is of most warps is read together.
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) top = fmaxf(top, rows[w * kColumns * kStride + HD]);
+    for (int w = 0; w < Those::most; ++w)
+      if (w < warps) top = fmaxf(top, rows[w * kColumns * kStride + HD]);
     if (top > -INFINITY) {
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
+      for (int w = 0; w < Those::most; ++w) {
+        if (w >= warps) continue;
         const float *row = rows + w * kColumns * kStride;
         float weight = exp2f(row[HD] - top);
         sum += weight * row[HD + 1];
@@ -321,17 +342,17 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
   }
   if (splits == 1) return;
   __threadfence();
-  attention_sync<kWarps, TEAMS>();
+  team.sync();
   if (thread == 0) {
     int *arrived = p.arrived + index * (p.heads / group) + kv_head;
     *flag = atomicAdd(arrived, 1) == splits - 1;
     if (*flag) *arrived = 0;
   }
-  attention_sync<kWarps, TEAMS>();
+  team.sync();
   if (!*flag) return;
   __threadfence();
   // In a fixed order, whoever came last.
-  for (int i = thread * 2; i < group * HD; i += kWarps * 64) {
+  for (int i = thread * 2; i < group * HD; i += warps * 64) {
     int head = kv_head * group + i / HD, dim = i % HD;
     const float *from = p.partial + (size_t)(index * p.heads + head) * p.splits * (HD + 2);
     float top = -INFINITY, sum = 0;
@@ -349,124 +370,38 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
   }
 }
 
-// grid: (key/value heads, sequences, splits)
+// Cache blocks up to which a team of `warps` has a sequence for itself where there are several teams.
+#define SHORT_BLOCKS 64
+// Blocks on a multiprocessor at once; with one more there were too few registers to ask for what comes next.
+#define DECODE_BLOCKS 2
+
+// With many sequences a team of a few warps has a key/value head of each, so that all of them are on the GPU at once and
+// little is merged; of long contexts among them all warps have one after the other.
+// grid: (key/value heads, sequences / teams, splits)
 template <typename T, int KIND, int HD, int N>
 static __device__ inline void attend_decode(const AttentionParams &p) {
+  constexpr int kWarps = DECODE_WARPS(HD, N);
   __shared__ float merged[Merged<HD, N>::kFloats];
-  __shared__ int flag;
+  __shared__ int flags[kWarps];
   let_next_start();
-  // The step has been copied long ago, so that blocks without work leave at once, and the others look
+  // The step has been copied long ago, so that teams without work leave at once, and the others look
   // their sequence up and fetch what earlier steps have cached while the queries are computed.
-  int count = *p.count;
-  int4 sequence = Span::load(p, blockIdx.y);
-  Span span;
-  if ((int)blockIdx.y >= count || !span.find(p, sequence, blockIdx.z)) return;
-  attend_span<T, KIND, HD, N, false>(p, span, blockIdx.y, blockIdx.x, blockIdx.z, merged, &flag,
-                                      Finished{p.query, p.q_dim});
+  int count = *p.count, teams = kWarps / p.warps, team = (threadIdx.x >> 5) / p.warps, first = blockIdx.y * teams;
+  for (int turn = 0; turn <= teams; ++turn) {
+    bool all = turn > 0;
+    int index = first + (all ? turn - 1 : team);
+    int4 sequence = Span::load(p, min(index, p.most - 1));
+    Span span;
+    bool some = index < count && span.find(p, sequence, blockIdx.z);
+    bool alone = teams > 1 && some && span.to - span.from > SHORT_BLOCKS;
+    if (some && alone == all) {
+      if (all) __syncthreads(); // what was merged before has been read
+      SomeWarps<kWarps> mine = {all ? kWarps : p.warps, all ? 0 : team};
+      int begin = all ? 0 : team * p.warps;
+      attend_span<T, KIND, HD, N, true>(p, span, index, blockIdx.x, blockIdx.z,
+                                                merged + begin * N * 8 * Merged<HD, N>::kStride, flags + begin,
+                                                Finished{p.query, p.q_dim}, mine);
+    }
+    if (!all && (teams == 1 || !__syncthreads_or(alone))) return;
+  }
 }
-
-#define PROMPT_WARPS 4
-
-// grid: (tiles of 128 columns, key/value heads)
-template <typename T, int KIND, int HD>
-static __device__ inline void attend_prompt(const AttentionParams &p) {
-  constexpr int N = HD <= 64 ? 4 : 2; // tiles of eight columns a warp
-  constexpr int kFrags = HD / 16, element = KIND == KV_SAME ? 2 : 1;
-  let_next_start();
-  wait_for_inputs();
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int kv_head = blockIdx.y, group = p.q_dim / p.kv_dim;
-  int per_tile = PROMPT_WARPS * N * 8 / group;
-  const int *tile = p.tiles + blockIdx.x * 2;
-  const int *sequence = p.sequences + tile[0] * 4;
-  int queries = min(per_tile, sequence[1] - tile[1]);
-  int token = sequence[0] + tile[1], position = sequence[2] + tile[1];
-  const int *blocks = p.blocks + sequence[3];
-  int from_column = warp * N * 8, columns = queries * group;
-  if (from_column >= columns) return;
-
-  Attend<T, HD, N> a;
-  a.clear();
-  const T *query = reinterpret_cast<const T *>(p.query) + (size_t)token * p.q_dim + kv_head * group * HD;
-  int mine[N][2]; // positions of this lane's columns, -1: none
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    int column = from_column + n * 8 + (lane >> 2);
-    bool real = column < columns;
-    a.load_query(n, real ? query + (size_t)(column / group) * p.q_dim + column % group * HD : nullptr, lane);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      int c = from_column + n * 8 + (lane & 3) * 2 + j;
-      mine[n][j] = c < columns ? position + c / group : -1;
-    }
-  }
-  int newest = position + min(columns - 1, from_column + N * 8 - 1) / group;
-  int oldest = position + from_column / group;
-  int begin = p.window > 0 ? max(0, oldest + 1 - p.window) / 16 : 0, end = newest / 16 + 1;
-  size_t block_bytes = (size_t)p.kv_dim * 32 * element;
-  const char *base = p.cache + (size_t)kv_head * HD * 32 * element;
-  Frag keys[kFrags], ahead[kFrags];
-  {
-    const char *at = base + blocks[begin] * block_bytes;
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f) ahead[f] = load_fragment<T>(at + f * 256 * element, KIND, lane);
-  }
-  for (int b = begin; b < end; ++b) {
-    const char *at = base + blocks[b] * block_bytes;
-    const char *then = base + blocks[min(b + 1, end - 1)] * block_bytes;
-    Frag values[kFrags];
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f)
-      values[f] = load_fragment<T>(at + (HD * 16 + f * 256) * element, KIND, lane);
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-      keys[f] = ahead[f];
-      ahead[f] = load_fragment<T>(then + f * 256 * element, KIND, lane);
-    }
-    int first[N][2], last[N][2];
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        last[n][j] = mine[n][j] - b * 16;
-        first[n][j] = p.window > 0 ? last[n][j] + 1 - p.window : 0;
-      }
-    a.block(keys, values, p.scale, first, last, lane, [] {});
-  }
-  a.finish();
-#pragma unroll
-  for (int n = 0; n < N; ++n)
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      int c = from_column + n * 8 + (lane & 3) * 2 + j;
-      if (c >= columns) continue;
-      int row = token + c / group, col = (kv_head * group + c % group) * HD + (lane >> 2);
-      float scale = 1.f / a.sum[n][j];
-      T *out = reinterpret_cast<T *>(p.out);
-#pragma unroll
-      for (int f = 0; f < kFrags; ++f) {
-        out[tile_at(row, col + f * 16, p.out_tiles)] = Pair<T>::one(a.out[f][n][j] * scale);
-        out[tile_at(row, col + f * 16 + 8, p.out_tiles)] = Pair<T>::one(a.out[f][n][j + 2] * scale);
-      }
-    }
-}
-
-#define DECODE(T, KIND, HD, N)                                                                     \
-  extern "C" __global__ void __launch_bounds__(DECODE_WARPS(HD, N) * 32, HD * N <= 64 ? 3 : 1)         \
-      attend_decode_##T##_##KIND##_##HD##_##N(const __grid_constant__ AttentionParams p) {         \
-    attend_decode<T, KIND, HD, N>(p);                                                              \
-  }
-#define PROMPT(T, KIND, HD)                                                                        \
-  extern "C" __global__ void __launch_bounds__(PROMPT_WARPS * 32)                                  \
-      attend_prompt_##T##_##KIND##_##HD(const __grid_constant__ AttentionParams p) {               \
-    attend_prompt<T, KIND, HD>(p);                                                                 \
-  }
-#define ATTENTION(T, KIND, HD) DECODE(T, KIND, HD, 1) DECODE(T, KIND, HD, 2) PROMPT(T, KIND, HD)
-#define ATTENTIONS(T, KIND)                                                                        \
-  ATTENTION(T, KIND, 16) ATTENTION(T, KIND, 32) ATTENTION(T, KIND, 64) ATTENTION(T, KIND, 128)
-ATTENTIONS(bf16, 0)
-ATTENTIONS(bf16, 1)
-ATTENTIONS(bf16, 2)
-
-
-

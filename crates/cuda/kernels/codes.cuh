@@ -24,6 +24,12 @@ template <int BITS, int BLOCKS, bool MIN> struct Slab {
   static constexpr int kBytes = kCodes + kScales;
 };
 
+// Codes can be multiplied without making their worth of them first (`raw`): as bf16 of far too small an exponent, which
+// inputs that were raised by 2^100 (LIFT, exact) and the sums' factor (`kLower`) make up for (`Share` in `skinny.cuh`).
+// Products are exact with subnormal numbers too. An integer less an offset is multiplied with the offset: sums begin with
+// as much less (`kBase`: the offset's opposite as such a number, or one, if sums of inputs are needed).
+#define LIFT 0x71807180u
+
 // Where a row (of 16) has its codes for columns k, k + 1, k + 8 and k + 9 with k = 16 step + 2 pair.
 // 4 bits: two bytes, and which of them has what is the format's own; 8 bits: four bytes.
 template <typename W> static __device__ inline int codes_at(int row, int step, int pair) {
@@ -47,8 +53,10 @@ static __device__ inline uint32_t fma2(uint32_t a, uint32_t b, uint32_t c) {
 #define NF4_TABLE 32768
 struct Nf4 : Slab<4, 1, false> {
   static constexpr int kFormat = AS_NF4;
-  static constexpr bool kApart = false;
+  static constexpr bool kApart = false, kLifted = false;
   static constexpr int kTable = NF4_TABLE;
+  static constexpr float kLower = 1;
+  static constexpr uint32_t kBase = 0;
   static __device__ inline uint32_t find(uint32_t at) {
     uint32_t two;
     asm("ld.shared.u32 %0, [%1];" : "=r"(two) : "r"(at));
@@ -61,6 +69,7 @@ struct Nf4 : Slab<4, 1, false> {
     a[1] = find(table + ((word >> 9) & 0x7F80));
     a[3] = find(table + ((word >> 17) & 0x7F80));
   }
+  static __device__ inline void raw(uint32_t word, uint32_t table, uint32_t *a) { widen(word, table, a); }
 };
 static __device__ inline void fill_nf4_table(char *table, int warp, int warps, int lane) {
   const float levels[16] = NF4_LEVELS;
@@ -78,14 +87,22 @@ static __device__ inline void fill_nf4_table(char *table, int warp, int warps, i
 // Integers of 4 bits: 0x43 in front makes 128 + q of them, from which 136 or 128 is taken away.
 template <int BASE, bool MIN> struct Int4 : Slab<4, 2, MIN> {
   static constexpr int kFormat = MIN ? AS_M4 : AS_Q4;
-  static constexpr bool kApart = true;
+  static constexpr bool kApart = true, kLifted = true;
   static constexpr int kTable = 0;
+  // An integer alone is a bf16 of 2^-133 times as much; so is the sum of inputs for what is added.
+  static constexpr float kLower = 8589934592.f; // 2^33
+  static constexpr uint32_t kBase = MIN ? 0x00010001u : 0x80008000u | BASE * 0x00010001u;
   static __device__ inline void widen(uint32_t word, uint32_t, uint32_t *a) {
-    constexpr uint32_t kBase = 0x80008000u | (0x43004300u + BASE * 0x00010001u);
+    constexpr uint32_t kBias = 0x80008000u | (0x43004300u + BASE * 0x00010001u);
     const int order[4] = {0, 2, 1, 3};
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      a[order[i]] = fma2(((word >> (4 * i)) & 0x000F000Fu) | 0x43004300u, 0x3F803F80u, kBase);
+      a[order[i]] = fma2(((word >> (4 * i)) & 0x000F000Fu) | 0x43004300u, 0x3F803F80u, kBias);
+  }
+  static __device__ inline void raw(uint32_t word, uint32_t, uint32_t *a) {
+    const int order[4] = {0, 2, 1, 3};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[order[i]] = (word >> (4 * i)) & 0x000F000Fu;
   }
 };
 typedef Int4<8, false> Q4;
@@ -96,24 +113,56 @@ template <typename W> static __device__ inline void widen8(const uint32_t *words
   a[0] = W::two(words[0], 0), a[2] = W::two(words[0], 1);
   a[1] = W::two(words[1], 0), a[3] = W::two(words[1], 1);
 }
+// Integers with their sign, stored as 128 more.
 struct Q8 : Slab<8, 2, false> {
   static constexpr int kFormat = AS_Q8;
-  static constexpr bool kApart = false;
+  static constexpr bool kApart = false, kLifted = true;
   static constexpr int kTable = 0;
-  // 128 and the low seven bits, less 128, or 256 where the sign is set.
+  static constexpr float kLower = 8589934592.f;
+  static constexpr uint32_t kBase = 0x80808080u; // -128 times 2^-133
+  // The word of four codes, and which code (0 to 255) is the `i`-th of a word.
+  static __device__ inline uint32_t arrange(const int *codes) {
+    return (codes[0] | codes[1] << 8 | codes[2] << 16 | (uint32_t)codes[3] << 24) ^ 0x80808080u;
+  }
+  static __device__ inline int code(uint32_t word, int i) { return ((word >> (8 * i)) & 255) ^ 128; }
+  // 128 and the low seven bits, less 256, or 128 where the highest is set.
   static __device__ inline uint32_t two(uint32_t word, int half) {
     uint32_t x = __byte_perm(word, 0x43434343u, half ? 0x4342 : 0x4140);
-    return fma2(x & 0xFF80FF80u, 0xBF80BF80u, x & 0xFF7FFF7Fu);
+    return fma2((x & 0xFF80FF80u) ^ 0x00800080u, 0xBF80BF80u, x & 0xFF7FFF7Fu);
+  }
+  // A byte alone is a bf16 of 2^-133 times as much.
+  static __device__ inline uint32_t raw_two(uint32_t word, int half) {
+    return __byte_perm(word, 0, half ? 0x4342 : 0x4140);
   }
 };
+// e4m3. The first two codes of a word lie in its halves as bf16 has a number: sign, exponent (120 too low), mantissa. The
+// bits in between are the other two's: the sign and the exponent's last bit with the mantissa four bits too low, the rest
+// of the exponent four bits too high.
 struct F8 : Slab<8, 1, false> {
   static constexpr int kFormat = AS_F8;
-  static constexpr bool kApart = false;
+  static constexpr bool kApart = false, kLifted = true;
   static constexpr int kTable = 0;
-  // e4m3: its exponent at the end of bf16's is 120 too low.
+  static constexpr float kLower = 1048576.f; // 2^20
+  static constexpr uint32_t kBase = 0;
+  static __device__ inline uint32_t arrange(const int *codes) {
+    uint32_t word = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      uint32_t a = codes[i], b = codes[i + 2];
+      word |= ((a & 0x80) << 8 | (a & 0x7F) << 4 | (b & 0x80) << 4 | (b & 0x70) << 8 | (b & 0x0F)) << (16 * i);
+    }
+    return word;
+  }
+  static __device__ inline int code(uint32_t word, int i) {
+    uint32_t x = word >> (16 * (i & 1));
+    return i < 2 ? (x >> 8 & 0x80) | (x >> 4 & 0x7F) : (x >> 4 & 0x80) | (x >> 8 & 0x70) | (x & 0x0F);
+  }
+  static __device__ inline uint32_t raw_two(uint32_t word, int half) {
+    if (half == 0) return word & 0x87F087F0u;
+    return (word & 0x080F080Fu) * 16 + ((word & 0x70007000u) >> 4);
+  }
   static __device__ inline uint32_t two(uint32_t word, int half) {
-    uint32_t x = __byte_perm(word, 0, half ? 0x3424 : 0x1404);
-    return fma2((x & 0x80008000u) | ((x >> 4) & 0x07F007F0u), 0x7B807B80u, 0x80008000u);
+    return fma2(raw_two(word, half), 0x7B807B80u, 0x80008000u);
   }
 };
 

@@ -39,10 +39,27 @@ struct GemmParams {
 };
 
 // A warp finishes U tokens at once, `step` apart, of which the first `n` are real: what it loads for
-// them is under way together.
+// them is under way together, and before their sums are there: what these are added to, or how they turn.
+template <int U>
+static __device__ inline void ask_early(const GemmParams &p, const int *notes, int token, int step, int n, int row,
+                                        float2 *early) {
+  const float2 *from = nullptr;
+  size_t apart = 0;
+  int half = p.rotary / 2, pair = p.epilogue == STORE_QKV ? (row % p.head_dim) >> 1 : 0;
+  bool turns = p.epilogue == STORE_QKV && row < p.q_dim + p.kv_dim && pair < half;
+  if (turns) from = p.rope + pair;
+  if (p.epilogue == ADD_RESIDUAL && row < p.width)
+    from = reinterpret_cast<const float2 *>(p.hidden + (size_t)token * p.width + row), apart = (size_t)step * p.width / 2;
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    size_t at = turns ? (size_t)(u < n ? notes[u * step] : 0) * half : u * apart;
+    early[u] = from && u < n ? from[at] : make_float2(turns ? 1 : 0, 0);
+  }
+}
+
 template <typename T, int U>
 static __device__ inline void store_qkv(const GemmParams &p, const int *notes, int stride, int note, int token,
-                                        int step, int n, int row, float2 *v) {
+                                        int step, int n, int row, float2 *v, const float2 *turn) {
   int end = p.q_dim + 2 * p.kv_dim;
   if (row >= end) return;
   if (p.bias) {
@@ -63,12 +80,6 @@ static __device__ inline void store_qkv(const GemmParams &p, const int *notes, i
   }
   int pair = (row % p.head_dim) >> 1;
   if (row < p.q_dim + p.kv_dim && pair < p.rotary / 2) {
-    int position[U];
-    float2 turn[U];
-#pragma unroll
-    for (int u = 0; u < U; ++u) position[u] = u < n ? notes[note + u * step] : 0;
-#pragma unroll
-    for (int u = 0; u < U; ++u) turn[u] = p.rope[(size_t)position[u] * (p.rotary / 2) + pair];
 #pragma unroll
     for (int u = 0; u < U; ++u)
       v[u] = make_float2(v[u].x * turn[u].x - v[u].y * turn[u].y, v[u].y * turn[u].x + v[u].x * turn[u].y);
@@ -92,7 +103,7 @@ static __device__ inline void store_qkv(const GemmParams &p, const int *notes, i
 
 template <typename T, int U>
 static __device__ inline void add_residual(const GemmParams &p, int token, int step, int n, int tile, int lane,
-                                           float2 *v) {
+                                           const float2 *v, float2 *h) {
   int row = tile * 64 + lane * 2;
   float sum[U];
 #pragma unroll
@@ -101,10 +112,6 @@ static __device__ inline void add_residual(const GemmParams &p, int token, int s
     float2 norm = *reinterpret_cast<const float2 *>(p.next_norm + row);
     float *at = p.hidden + (size_t)token * p.width + row;
     size_t stride = (size_t)step * p.width;
-    float2 h[U];
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-      h[u] = u < n ? *reinterpret_cast<const float2 *>(at + u * stride) : make_float2(0, 0);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       h[u].x += v[u].x;
@@ -124,9 +131,10 @@ static __device__ inline void add_residual(const GemmParams &p, int token, int s
     if (lane == u && u < n) p.squares_out[tile * p.square_stride + token + u * step] = sum[u];
 }
 
+// SiLU or, as tanh(z) = 2 sigmoid(2 z) - 1, GELU by tanh: both are x by a sigmoid, with little code.
 static __device__ inline float activate(float x, int gelu) {
-  if (gelu) return 0.5f * x * (1.f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-  return __fdividef(x, 1.f + __expf(-x));
+  float z = gelu ? 1.5957691216f * (x + 0.044715f * x * x * x) : x;
+  return __fdividef(x, 1.f + __expf(-z));
 }
 
 // Rows lie as eight of the gate, the same eight of the other half, and so on.

@@ -92,14 +92,14 @@ struct Squares {
   float early[kEarly];
 
   static __device__ inline const float *at(const GemmParams &p, const FlowParams &f, int part, int token) {
-    return p.squares + (size_t)part * f.in_stride + (size_t)token * f.in_step;
+    return p.squares + part * f.in_stride + token * f.in_step;
   }
   __device__ void ask(const GemmParams &p, const FlowParams &f, int token, int lane) {
+    const float *from = at(p, f, lane, token);
+    int step = 32 * f.in_stride, parts = p.square_tiles;
 #pragma unroll
-    for (int i = 0; i < kEarly; ++i) {
-      int part = i * 32 + lane;
-      early[i] = part < p.square_tiles ? __uint_as_float(read4(at(p, f, part, token))) : 0.f;
-    }
+    for (int i = 0; i < kEarly; ++i)
+      early[i] = i * 32 + lane < parts ? __uint_as_float(read4(from + i * step)) : 0.f;
   }
   __device__ float sum(const GemmParams &p, const FlowParams &f, int token, int lane) {
     Patience patience;
@@ -128,85 +128,113 @@ static __device__ inline float2 as_cached(float2 v, int kind) {
   return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(&wide));
 }
 
-// The ends of an item of 16 rows, as `end_*` in `skinny.cuh`; `query` holds [tokens][all rows], since what the cache
-// gets now can be read from it only by later kernels.
-static __device__ inline void hand_on_qkv(const GemmParams &p, const FlowParams &f, int token, int row, float2 v,
-                                          const Ahead &x) {
-  int end = p.q_dim + 2 * p.kv_dim;
-  if (row >= end || token >= p.tokens) return;
-  v.x += x.b.x, v.y += x.b.y;
-  v = make_float2(v.x * x.a.x - v.y * x.a.y, v.y * x.a.x + v.x * x.a.y);
-  int of = row - p.q_dim;
-  float2 seen = of < 0 ? v : as_cached(v, p.kv_kind);
-  hand_on(p.query, f.clear, ((size_t)token * end + row) * 2, Pair<bf16>::pack(seen.x, seen.y));
-  if (of < 0) return;
-  bool key = of < p.kv_dim;
-  write_kv<bf16>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, x.place, key ? of : of - p.kv_dim, key, v);
-}
+// What the end of 16 rows needs of memory and parameters, found before their products: two rows of a token are one
+// thread's. `to` is null if there is nothing to hand on.
+struct End {
+  Ahead x;
+  char *to, *clear;
+  int kind; // of the cache, for keys and values; of the activation
+};
 
 template <bool CODES>
-static __device__ inline void hand_on_residual(const GemmParams &p, const FlowParams &f, int token, int row, int item,
-                                               float2 v, const Ahead &x) {
-  float2 h = make_float2(x.a.x + v.x, x.a.y + v.y);
-  bool real = token < p.tokens && row < p.width;
-  float sum = real ? h.x * h.x + h.y * h.y : 0;
-  if (real) {
+static __device__ inline End look_to_end(const GemmParams &p, const FlowParams &f, int token, int slab, int pair) {
+  int row = slab * 16 + pair * 2;
+  End e = {look_ahead<bf16>(p, token, row), nullptr, nullptr, 0};
+  size_t to = 0, clear = 0;
+  char *base = nullptr;
+  if (p.epilogue == STORE_QKV) {
+    int end = p.q_dim + 2 * p.kv_dim;
+    if (row < end && token < p.tokens) base = reinterpret_cast<char *>(p.query);
+    to = clear = ((size_t)token * end + row) * 2;
+    e.kind = row < p.q_dim ? KV_SAME : p.kv_kind;
+  } else if (p.epilogue == ADD_RESIDUAL) {
+    if (row < p.width && token < p.tokens) base = reinterpret_cast<char *>(p.next);
+    to = clear = flow_at(CODES, token, row, p.next_tiles) * 2;
+    if (CODES && f.leaves) to = tile_at(token, row, p.next_tiles) * 2;
+  } else if (p.epilogue == GATE) {
+    int at = slab * 8 + pair * 2;
+    if (pair < 4 && at < p.gated_width && token < p.tokens) base = reinterpret_cast<char *>(p.gated);
+    to = clear = flow_at(CODES, token, at, p.gated_tiles) * 2;
+    e.kind = p.gelu;
+  }
+  if (base) e.to = base + to, e.clear = reinterpret_cast<char *>(f.clear) + clear;
+  return e;
+}
+
+// The ends of an item of 16 rows, as `end_*` in `skinny.cuh`; `query` holds [tokens][all rows], since what the cache
+// gets now can be read from it only by later kernels.
+static __device__ inline void hand_on_qkv(const GemmParams &p, int row, float2 v, const End &e) {
+  if (!e.to) return;
+  v.x += e.x.b.x, v.y += e.x.b.y;
+  v = make_float2(v.x * e.x.a.x - v.y * e.x.a.y, v.y * e.x.a.x + v.x * e.x.a.y);
+  float2 seen = as_cached(v, e.kind);
+  hand_on(e.to, e.clear, 0, Pair<bf16>::pack(seen.x, seen.y));
+  int of = row - p.q_dim;
+  if (of < 0) return;
+  bool key = of < p.kv_dim;
+  write_kv<bf16>(p.cache, p.kv_kind, p.kv_dim, p.head_dim, e.x.place, key ? of : of - p.kv_dim, key, v);
+}
+
+static __device__ inline void hand_on_residual(const GemmParams &p, const FlowParams &f, int token, int slab, float2 v,
+                                               const End &e) {
+  float2 h = make_float2(e.x.a.x + v.x, e.x.a.y + v.y);
+  float sum = e.to ? h.x * h.x + h.y * h.y : 0;
+  if (e.to) {
+    hand_on(e.to, e.clear, 0, Pair<bf16>::pack(h.x * e.x.b.x, h.y * e.x.b.y));
     // The same thread needs it next.
-    *reinterpret_cast<float2 *>(p.hidden + (size_t)token * p.width + row) = h;
-    uint32_t two = Pair<bf16>::pack(h.x * x.b.x, h.y * x.b.y);
-    size_t at = flow_at(CODES, token, row, p.next_tiles) * 2;
-    write4(p.next, f.leaves ? tile_at(token, row, p.next_tiles) * 2 : at, two);
-    write4(f.clear, at, ABSENT);
+    *reinterpret_cast<float2 *>(p.hidden + (size_t)token * p.width + slab * 16 + (threadIdx.x & 7) * 2) = h;
   }
 #pragma unroll
   for (int i = 1; i < 8; i <<= 1) sum += __shfl_xor_sync(~0u, sum, i);
   if ((threadIdx.x & 7) == 0 && token < p.tokens) {
-    write4(p.squares_out, ((size_t)item * f.out_stride + (size_t)token * f.out_step) * 4, __float_as_uint(sum));
-    write4(f.clear_squares, ((size_t)token * p.row_tiles * 4 + item) * 4, ABSENT);
+    write4(p.squares_out, ((size_t)slab * f.out_stride + (size_t)token * f.out_step) * 4, __float_as_uint(sum));
+    write4(f.clear_squares, ((size_t)token * p.row_tiles * 4 + slab) * 4, ABSENT);
   }
 }
 
-template <bool CODES>
-static __device__ inline void hand_on_gate(const GemmParams &p, const FlowParams &f, int token, int item, float2 v) {
+static __device__ inline void hand_on_gate(float2 v, const End &e) {
   float2 up = make_float2(__shfl_down_sync(~0u, v.x, 4), __shfl_down_sync(~0u, v.y, 4));
-  int pair = threadIdx.x & 7, at = item * 8 + pair * 2;
-  if (pair >= 4 || at >= p.gated_width || token >= p.tokens) return;
-  hand_on(p.gated, f.clear, flow_at(CODES, token, at, p.gated_tiles) * 2,
-          Pair<bf16>::pack(activate(v.x, p.gelu) * up.x, activate(v.y, p.gelu) * up.y));
+  if (e.to)
+    hand_on(e.to, e.clear, 0, Pair<bf16>::pack(activate(v.x, e.kind) * up.x, activate(v.y, e.kind) * up.y));
 }
 
 // Warps that share a ring of weights; `layers.rs`.
 #define RING_WARPS 4
 
-// Whose turn it is to finish an item, and where its sums lie: on from product to product.
+// Whose turn it is to finish 16 rows, and where their sums lie: on from product to product.
 struct Turns { int turn = 0, place = 0; };
 
-// The sums of an item are 2 N warps' to finish. Mostly they take turns with the others, which go on meanwhile; but what
+// The sums of 16 rows are 2 N warps' to finish. Mostly they take turns with the others, which go on meanwhile; but what
 // is added to the residual is the same threads' in each layer, since they alone see what they wrote, and the others
-// wait until all sums are there. With a place more than turns, each warp has waited between two uses of a place for
-// warps that came from finishing what was there.
-template <int N> struct FlowSums {
-  static constexpr int kFinishers = Sums<N>::kFinishers, kTurns = Sums<N>::kTurns, kPlaces = kTurns + 1;
+// wait until all sums are there. With a place more than turns (and another one where items are two times 16 rows), each
+// warp has waited between two uses of a place for warps that came from finishing what was there.
+template <int N, int MORE> struct FlowSums {
+  static constexpr int kFinishers = Sums<N>::kFinishers, kTurns = Sums<N>::kTurns, kPlaces = kTurns + MORE;
   static constexpr int kFloats = kPlaces * Sums<N>::kItem;
 };
 
-// The products of all items of a block; items `first`, `first + step` and so on. Each warp has every eighth group of
-// tiles of an item's columns, the same in each item, so that it keeps their inputs if there are few. A warp without
-// any waits for some of them too: what is done in each layer must not be done a layer early.
-template <typename S, int N, typename Ring, typename Refill>
-static __device__ inline void flow_items(const GemmParams &p, const FlowParams &f, int first, int step, Ring &ring,
-                                         Turns &turns, float *sums, float *scale, uint32_t table, Refill refill) {
-  constexpr int kFinishers = FlowSums<N>::kFinishers, kTurns = FlowSums<N>::kTurns;
-  // Places of the ring whose inputs are in registers at once: all of 2,048 columns.
-  constexpr int kPlaces = 8 / N / S::kTiles > 0 ? 8 / N / S::kTiles : 1;
+// The products of all items of a block; items `first`, `first + step` and so on, of 16 rows, or
+// (`both` is one) two times 16, whose sums are waited for together. Each warp has every eighth group of tiles of an item's
+// columns, the same in each item, so that it keeps their inputs if there are few. A warp without any waits for some of
+// them too: what is done in each layer must not be done a layer early.
+template <typename S, int N, int MORE, typename Ring, typename Refill>
+static __device__ inline void flow_items(const GemmParams &p, const FlowParams &f, int first, int step, int both,
+                                         Ring &ring, Turns &turns, float *sums, float *scale, uint32_t table,
+                                         Refill refill) {
+  constexpr bool kCodes = Hand<S>::kCodes;
+  constexpr int kFinishers = FlowSums<N, MORE>::kFinishers, kTurns = FlowSums<N, MORE>::kTurns;
+  // Places of the ring whose inputs are in registers at once: all of 2,048 columns. Each place has code of its own,
+  // which comes from far once a layer; that of codes is long and took more than it gave.
+  constexpr int kPlaces = kCodes ? 1 : 8 / N / S::kTiles > 0 ? 8 / N / S::kTiles : 1;
   typedef typename S::Inputs Inputs;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   // The parameters lie in shared memory: what the loops need, once.
   const char *input = p.input;
-  int k_tiles = p.k_tiles, tokens = p.tokens, items = p.row_tiles * 4;
+  const int k_tiles = p.k_tiles, tokens = p.tokens, items = p.row_tiles * 4 >> both, epilogue = p.epilogue;
+  const bool normed = p.squares != nullptr;
   int per_item = (k_tiles + S::kTiles - 1) / S::kTiles;
-  int mine = first < items ? (items - first + step - 1) / step : 0;
-  if (mine == 0 && p.epilogue != LOGITS) return;
+  int mine = first < items ? (items - first + step - 1) / step << both : 0;
+  if (mine == 0 && epilogue != LOGITS) return;
   // Where the last warps of a ring have less than the first, they multiply by nothing.
   int ring_first = warp / RING_WARPS * RING_WARPS;
   int groups = ring_first < per_item ? (per_item - ring_first + SKINNY_WARPS - 1) / SKINNY_WARPS : 0;
@@ -224,18 +252,31 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
     return __any_sync(~0u, most == ABSENT);
   };
   Inputs inputs[kPlaces][S::kTiles][N];
+  // What may have no number keeps its registers through all of the kernel: so there is one from the beginning.
+  typename S::Base base[kPlaces][S::kTiles][N] = {};
   auto ask = [&](int place, int of) {
 #pragma unroll
     for (int j = 0; j < S::kTiles; ++j) read_tile(inputs[place][j], (warp + SKINNY_WARPS * of) * S::kTiles + j);
   };
+  // When a tile has come that was waited for, all behind it are asked for at once (those of the next place too where
+  // places are small), since each would take a whole way through the second-level cache. Until then only one is.
   auto have = [&](int place, int of) {
     Patience patience;
 #pragma unroll
-    for (int j = 0; j < S::kTiles; ++j)
-      while (absent(inputs[place][j])) {
+    for (int j = 0; j < S::kTiles; ++j) {
+      if (!absent(inputs[place][j])) continue;
+      do {
         patience.lose();
         read_tile(inputs[place][j], (warp + SKINNY_WARPS * of) * S::kTiles + j);
-      }
+      } while (absent(inputs[place][j]));
+#pragma unroll
+      for (int i = j + 1; i < S::kTiles; ++i) read_tile(inputs[place][i], (warp + SKINNY_WARPS * of) * S::kTiles + i);
+      if (!kCodes && place + 1 < kPlaces && of + 1 < groups) ask(place + 1 < kPlaces ? place + 1 : 0, of + 1);
+    }
+#pragma unroll
+    for (int j = 0; j < S::kTiles; ++j)
+#pragma unroll
+      for (int m = 0; m < N; ++m) S::template lift<N>(inputs[place][j][m], base[place][j][m]);
   };
 
 #pragma unroll
@@ -249,20 +290,25 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
     } while (absent(one));
   }
   int finisher = warp / kFinishers, token = ((warp % kFinishers) * 32 + lane) >> 3, pair = lane & 7;
-  bool together = p.epilogue == ADD_RESIDUAL;
-  Ahead ahead;
-  if (finisher == (together ? 0 : turns.turn)) ahead = look_ahead<bf16>(p, token, first * 16 + pair * 2);
-  Squares squares[N];
+  const bool together = epilogue == ADD_RESIDUAL;
+  const bool wanted = epilogue == LOGITS && token < tokens && p.wanted[token];
+  End end = {};
+  Squares squares[N] = {};
 #pragma unroll
   for (int m = 0; m < N; ++m)
-    if (p.squares && warp + m * SKINNY_WARPS < tokens) squares[m].ask(p, f, warp + m * SKINNY_WARPS, lane);
+    if (normed && warp + m * SKINNY_WARPS < tokens) squares[m].ask(p, f, warp + m * SKINNY_WARPS, lane);
 
   float best = -INFINITY;
-  int index = 0x7FFFFFFF;
+  int index = 0x7FFFFFFF, finished = 0;
+  bool finish = false;
+  const float *here = sums;
   for (int n = 0; n < mine; ++n) {
-    int item = first + n * step;
-    bool finish = finisher == (together ? n % kTurns : turns.turn);
-    if (finish && n > 0) ahead = look_ahead<bf16>(p, token, item * 16 + pair * 2);
+    int second = n & both, slab = ((first + (n >> both) * step) << both) + second;
+    int turn = together ? n % kTurns : turns.turn;
+    if (finisher == turn) {
+      finish = true, finished = slab, here = sums + turns.place * Sums<N>::kItem;
+      end = look_to_end<kCodes>(p, f, token, slab, pair);
+    }
     float acc[N][8];
 #pragma unroll
     for (int m = 0; m < N; ++m)
@@ -275,11 +321,8 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
         if (group >= groups) continue;
         if (n == 0 || chunks > 1) have(i, group);
         ring.wait();
-        uint32_t at = ring.at(ring.place);
-        // Without branches in between: few warps must find enough to do.
-#pragma unroll
-        for (int j = 0; j < S::kTiles; ++j)
-          S::template multiply<N>(acc, inputs[i][j], at + j * S::kSlabBytes, table, lane);
+        uint32_t at = ring.template at<S>();
+        S::template multiply_place<N>(acc, inputs[i], base[i], at, table, lane);
         // What these registers are needed for next: another part of the item, or the same of another item.
         bool on = group + kPlaces < groups;
         if (chunks > 1 && (on || n + 1 < mine)) ask(i, on ? group + kPlaces : i);
@@ -288,16 +331,19 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
         ring.turn();
       }
     }
-    float *here = sums + turns.place * Sums<N>::kItem;
 #pragma unroll
     for (int m = 0; m < N; ++m) {
-      float *to = here + warp * Sums<N>::kWarp + (m * 8 + (lane & 3) * 2) * SKINNY_STRIDE + (lane >> 2);
+      float *to = sums + turns.place * Sums<N>::kItem + warp * Sums<N>::kWarp +
+                  (m * 8 + (lane & 3) * 2) * SKINNY_STRIDE + (lane >> 2);
       to[0] = acc[m][0] + acc[m][4];
       to[SKINNY_STRIDE] = acc[m][1] + acc[m][5];
       to[8] = acc[m][2] + acc[m][6];
       to[SKINNY_STRIDE + 8] = acc[m][3] + acc[m][7];
     }
-    if (n == 0 && p.squares) {
+    if (++turns.place == FlowSums<N, MORE>::kPlaces) turns.place = 0;
+    if (!together && ++turns.turn == kTurns) turns.turn = 0;
+    if (second != both) continue;
+    if (n == both && normed) {
 #pragma unroll
       for (int m = 0; m < N; ++m) {
         int t = warp + m * SKINNY_WARPS;
@@ -306,15 +352,12 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
         if (lane == 0) scale[t] = rsqrtf(sum * p.inv_width + p.eps);
       }
     }
-    if (together) {
-      consumers_sync();
-    } else {
-      if (finish) asm volatile("bar.sync %0, 256;" ::"r"(SUMS_READY + turns.turn) : "memory");
-      else asm volatile("bar.arrive %0, 256;" ::"r"(SUMS_READY + turns.turn) : "memory");
-      if (++turns.turn == kTurns) turns.turn = 0;
-    }
-    if (++turns.place == FlowSums<N>::kPlaces) turns.place = 0;
+    if (together) consumers_sync();
+    else if (finish) asm volatile("bar.sync %0, 256;" ::"r"(SUMS_READY + turn) : "memory");
+    else asm volatile("bar.arrive %0, 256;" ::"r"(SUMS_READY + turn) : "memory");
     if (!finish) continue;
+    finish = false;
+    float s = normed && token < tokens ? scale[token] * S::template lower<N>() : S::template lower<N>();
     float2 v = make_float2(0, 0);
 #pragma unroll
     for (int w = 0; w < SKINNY_WARPS; ++w) {
@@ -323,17 +366,14 @@ static __device__ inline void flow_items(const GemmParams &p, const FlowParams &
       v.x += x.x;
       v.y += x.y;
     }
-    asm volatile("bar.sync %0, %1;" ::"r"(SUMS_READ + finisher), "n"(kFinishers * 32) : "memory");
-    float s = !p.squares ? 1.f : token < tokens ? scale[token] : 0.f;
     v.x *= s;
     v.y *= s;
-    int row = item * 16 + pair * 2;
-    if (p.epilogue == STORE_QKV) hand_on_qkv(p, f, token, row, v, ahead);
-    else if (p.epilogue == ADD_RESIDUAL) hand_on_residual<Hand<S>::kCodes>(p, f, token, row, item, v, ahead);
-    else if (p.epilogue == GATE) hand_on_gate<Hand<S>::kCodes>(p, f, token, item, v);
-    else end_logits(p, token, row, v, best, index);
+    if (epilogue == GATE) hand_on_gate(v, end);
+    else if (epilogue == STORE_QKV) hand_on_qkv(p, finished * 16 + pair * 2, v, end);
+    else if (epilogue == ADD_RESIDUAL) hand_on_residual(p, f, token, finished, v, end);
+    else end_logits(p, token, finished * 16 + pair * 2, v, wanted, best, index);
   }
-  if (p.epilogue == LOGITS) leave_best<N>(p, finisher, token, best, index, sums);
+  if (epilogue == LOGITS) leave_best<N>(p, finisher, token, best, index, sums);
 }
 
 // Attention's way to what products of the same kernel leave; as `Finished` in `attention.cuh`.
@@ -347,49 +387,52 @@ template <bool CODES> struct Flowing {
     return fresh + (size_t)token * (q_dim + 2 * kv_dim);
   }
   __device__ void wait() const {}
-  // The fragments of the query of this lane's column.
-  template <int F> __device__ void query(uint32_t (*to)[2], const bf16 *at, bool real, int lane) const {
+  // The step's own key and value, as far as this lane's fragments have them.
+  template <int F> struct Newest { uint32_t key[F][2], value[F][2]; };
+  static __device__ bool has_key(int offset, int lane) { return (lane >> 2) == (offset & 7); }
+  static __device__ bool has_value(int offset, int lane) { return (lane & 3) == (offset & 7) >> 1; }
+  // The fragments of the query of this lane's column and, if this warp has the block that they belong to, of the step's
+  // own key and value: all of them asked for at once.
+  template <int F>
+  __device__ void query(uint32_t (*to)[2], const bf16 *at, bool real, Newest<F> &newest, bool own, int token, int head,
+                        int offset, int lane) const {
+    const bf16 *key = row<bf16>(token) + q_dim + head * F * 16, *value = key + kv_dim;
+    bool key_here = own && has_key(offset, lane), value_here = own && has_value(offset, lane);
     Patience patience;
     while (true) {
       uint32_t most = 0;
-#pragma unroll
-      for (int f = 0; f < F; ++f)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          to[f][h] = real ? read4(at + f * 16 + h * 8 + (lane & 3) * 2) : 0;
-          most = max(most, to[f][h]);
-        }
-      if (!__any_sync(~0u, most == ABSENT)) return;
-      patience.lose();
-    }
-  }
-  // Puts the step's own key and value into the fragments of the block that it belongs to.
-  template <int F> __device__ void patch(Frag *keys, Frag *values, int token, int head, int offset, int lane) const {
-    const bf16 *key = row<bf16>(token) + q_dim + head * F * 16, *value = key + kv_dim;
-    bool key_here = (lane >> 2) == (offset & 7), value_here = (lane & 3) == (offset & 7) >> 1;
-    bool late = offset >= 8, odd = offset & 1;
-    uint32_t k[F][2], v[F][2];
-    Patience patience;
-    while (true) {
       bool absent = false;
 #pragma unroll
       for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          k[f][h] = key_here ? read4(key + f * 16 + h * 8 + (lane & 3) * 2) : 0;
-          v[f][h] = value_here ? read2(value + f * 16 + h * 8 + (lane >> 2)) : 0;
-          absent |= k[f][h] == ABSENT || v[f][h] == (ABSENT & 0xFFFF);
+          to[f][h] = real ? read4(at + f * 16 + h * 8 + (lane & 3) * 2) : 0;
+          newest.key[f][h] = key_here ? read4(key + f * 16 + h * 8 + (lane & 3) * 2) : 0;
+          newest.value[f][h] = value_here ? read2(value + f * 16 + h * 8 + (lane >> 2)) : 0;
         }
-      if (!__any_sync(~0u, absent)) break;
+#pragma unroll
+      for (int f = 0; f < F; ++f)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          most = max(max(most, to[f][h]), newest.key[f][h]);
+          absent |= newest.value[f][h] == (ABSENT & 0xFFFF);
+        }
+      if (!__any_sync(~0u, absent || most == ABSENT)) return;
       patience.lose();
     }
+  }
+  // Puts the step's own key and value into the fragments of the block that it belongs to.
+  template <int F>
+  __device__ void patch(Frag *keys, Frag *values, const Newest<F> &newest, int offset, int lane) const {
+    bool key_here = has_key(offset, lane), value_here = has_value(offset, lane);
+    bool late = offset >= 8, odd = offset & 1;
 #pragma unroll
     for (int f = 0; f < F; ++f)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        keys[f].r[2 * h] = key_here && !late ? k[f][h] : keys[f].r[2 * h];
-        keys[f].r[2 * h + 1] = key_here && late ? k[f][h] : keys[f].r[2 * h + 1];
-        uint32_t keep = odd ? 0xFFFFu : 0xFFFF0000u, put = odd ? v[f][h] << 16 : v[f][h];
+        keys[f].r[2 * h] = key_here && !late ? newest.key[f][h] : keys[f].r[2 * h];
+        keys[f].r[2 * h + 1] = key_here && late ? newest.key[f][h] : keys[f].r[2 * h + 1];
+        uint32_t keep = odd ? 0xFFFFu : 0xFFFF0000u, put = odd ? newest.value[f][h] << 16 : newest.value[f][h];
         uint32_t &first = values[f].r[h], &second = values[f].r[h + 2];
         first = value_here && !late ? (first & keep) | put : first;
         second = value_here && late ? (second & keep) | put : second;

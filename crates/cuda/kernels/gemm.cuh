@@ -15,11 +15,16 @@
 #include "direct.cuh"
 
 // Two warpgroups that multiply and warps that fetch: one weights, the others activations, since to ask for a
-// copy takes so long that a single warp would set the pace. The largest kernels have a whole warpgroup of them,
-// so that registers can be moved to those that multiply; its last warps are idle.
-#define GEMM_THREADS(TM) ((TM) > 128 ? 384 : 320)
+// copy takes so long that a single warp would set the pace. With two tiles of rows they are part of a third warpgroup
+// (of the largest kernels, so that registers can be moved to those that multiply), whose last warps are notaries: they
+// find what the end of an item needs to know of its tokens while others multiply.
+#define GEMM_THREADS(RT) ((RT) == 2 ? 384 : 320)
 #define FETCHERS(TM) ((TM) == 256 ? 3 : 2)
+#define NOTARIES(TM, RT) ((RT) == 2 ? 4 - FETCHERS(TM) : 0)
+// The barrier at which consumers and notaries meet once for each new tile of tokens.
+#define NOTED 3
 #define RED_STRIDE 68
+#define CHUNK(TM) ((TM) > 128 ? 48 : (TM))
 // Blocks that share the columns at most.
 #define MOST_PARTS 4
 
@@ -92,20 +97,56 @@ static __device__ inline void multiply(float *acc, uint32_t weight, uint32_t inp
   }
 }
 
-// Shared memory: the ring's activations, its weights, the sums, the norms' factors, barriers, a table.
+// What the end of an item needs to know of its tokens, from `token` on, by `warps` warps: factors of the norm, and notes.
+template <int TM>
+static __device__ inline void note_tokens(const GemmParams &p, float *scale, int *notes, int token, int warp, int warps,
+                                          int lane) {
+  int there = min(TM, p.tokens - token);
+  // Of many tokens a lane has four at a time, since it has few registers.
+  constexpr int kEach = TM > 128 ? 4 : 1, kAhead = TM > 128 ? 4 : 16;
+#pragma unroll 1
+  for (int t = (warp * 32 + lane) * kEach; t < TM; t += warps * 32 * kEach) {
+    float sum[kEach] = {};
+    if (p.squares) {
+#pragma unroll kAhead
+      for (int i = 0; i < p.square_tiles; ++i) {
+        const float *at = p.squares + i * p.square_stride + token + t;
+        if constexpr (kEach == 4) {
+          float4 four = *reinterpret_cast<const float4 *>(at);
+          sum[0] += four.x, sum[1] += four.y, sum[2] += four.z, sum[3] += four.w;
+        } else {
+          sum[0] += *at;
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      int from = token + min(t + e, there - 1);
+      if (p.epilogue == STORE_QKV) notes[t + e] = p.positions[from], notes[TM + t + e] = p.places[from];
+      if (p.epilogue == LOGITS) notes[t + e] = t + e < there ? p.wanted[from] : 0;
+      scale[t + e] = p.squares ? rsqrtf(sum[e] * p.inv_width + p.eps) : 1.f;
+    }
+  }
+}
+
+// Shared memory: the ring's activations, its weights, the sums, the norms' factors, notes, barriers, a table.
 template <typename T, int TM, int RT, typename W>
 static __device__ inline void gemm(const GemmParams &p) {
   constexpr uint32_t kTile = TileBytes<W>::value;
-  // Tokens whose sums are in shared memory at once.
-  constexpr int kChunk = TM > 128 ? 32 : TM;
+  // Tokens whose sums are in shared memory at once, and times eight of them where a warp finishes its own, the latter
+  // beside the best of the head's rows.
+  constexpr int kChunk = CHUNK(TM), kHold = 4, kLess = TM > 128 ? 2 : 4;
   extern __shared__ __align__(1024) char smem[];
   constexpr uint32_t kRed = 2 * kChunk * RED_STRIDE * 4;
   char *weights = smem + p.stages * TM * 128, *behind = weights + p.stages * RT * kTile;
   float *red = reinterpret_cast<float *>(behind);
+  // The norms' factors, and notes: of query, key and value the tokens' positions and places; of the head who wants
+  // logits. Notaries have two sets of both, of which they write one while the other is read.
+  constexpr int kNotaries = NOTARIES(TM, RT), kSets = kNotaries ? 2 : 1;
   float *scale = reinterpret_cast<float *>(behind + kRed);
-  // Of query, key and value the tokens' positions and places; of the head who wants logits.
-  int *notes = reinterpret_cast<int *>(scale + TM);
-  uint32_t full = smem_address(notes + 2 * TM), empty = full + 8 * p.stages;
+  int *notes = reinterpret_cast<int *>(scale + kSets * TM);
+  char *barriers = reinterpret_cast<char *>(notes + kSets * 2 * TM);
+  uint32_t full = smem_address(barriers), empty = full + 8 * p.stages;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, stages = p.stages;
 
   let_next_start();
@@ -119,7 +160,7 @@ static __device__ inline void gemm(const GemmParams &p) {
 #endif
   }
   [[maybe_unused]] uint32_t table = empty + 8 * p.stages + (threadIdx.x & 31) * 4;
-  if (W::kTable > 0) fill_nf4_table(reinterpret_cast<char *>(notes + 2 * TM) + 16 * p.stages, warp, blockDim.x >> 5, lane);
+  if (W::kTable > 0) fill_nf4_table(barriers + 16 * p.stages, warp, blockDim.x >> 5, lane);
   __syncthreads();
 
   int parts = cluster_size(), rank = cluster_rank();
@@ -139,7 +180,26 @@ static __device__ inline void gemm(const GemmParams &p) {
     if (TM > 128) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
 #endif
     int fetcher = warp - 8;
-    if (fetcher >= FETCHERS(TM)) return;
+    if (fetcher >= FETCHERS(TM)) {
+      if constexpr (kNotaries > 0) {
+        wait_for_inputs();
+        int last_tokens = -1, set = 0;
+        for (int item = first; item < items; item += step) {
+          int group, tokens;
+          place(item, group, tokens);
+          if (tokens == last_tokens) continue;
+          last_tokens = tokens;
+          note_tokens<TM>(p, scale + set * TM, notes + set * 2 * TM, tokens * TM, fetcher - FETCHERS(TM), kNotaries, lane);
+          asm volatile("bar.sync %0, %1;" ::"n"(NOTED), "n"(256 + 32 * kNotaries) : "memory");
+          set ^= 1;
+        }
+        if (parts > 1) {
+          cluster_sync();
+          cluster_sync();
+        }
+      }
+      return;
+    }
     uint64_t once = token_tiles > 1 ? policy_evict_last() : policy_evict_first();
     uint64_t often = policy_evict_last();
     // The tokens that this warp fetches.
@@ -207,38 +267,20 @@ static __device__ inline void gemm(const GemmParams &p) {
   wait_for_inputs();
   int wg = warp >> 2;
   int slot = 0, last_tokens = -1;
+  [[maybe_unused]] float *other_scale = scale + TM;
+  [[maybe_unused]] int *other_notes = notes + 2 * TM;
+  auto swap = [](auto &a, auto &b) {
+    auto c = a;
+    a = b, b = c;
+  };
   uint32_t round = 0;
   for (int item = first; item < items; item += step) {
     int group, tokens;
     place(item, group, tokens);
     int there = min(TM, p.tokens - tokens * TM);
-    if (tokens != last_tokens) {
-      last_tokens = tokens;
-      if (threadIdx.x < TM) {
-        int token = tokens * TM + min((int)threadIdx.x, there - 1);
-        bool real = threadIdx.x < there;
-        if (p.epilogue == STORE_QKV) notes[threadIdx.x] = p.positions[token], notes[TM + threadIdx.x] = p.places[token];
-        if (p.epilogue == LOGITS) notes[threadIdx.x] = real ? p.wanted[token] : 0;
-      }
-      const float *squares = p.squares + tokens * TM;
-      if (!p.squares) {
-        if (threadIdx.x < TM) scale[threadIdx.x] = 1.f;
-      } else if (TM >= 64) {
-        if (threadIdx.x < there) {
-          float sum = 0;
-#pragma unroll 16
-          for (int i = 0; i < p.square_tiles; ++i) sum += squares[i * p.square_stride + threadIdx.x];
-          scale[threadIdx.x] = rsqrtf(sum * p.inv_width + p.eps);
-        }
-      } else {
-        for (int t = warp; t < there; t += 8) {
-          float sum = 0;
-          for (int i = lane; i < p.square_tiles; i += 32) sum += squares[i * p.square_stride + t];
-          sum = warp_sum(sum);
-          if (lane == 0) scale[t] = rsqrtf(sum * p.inv_width + p.eps);
-        }
-      }
-    }
+    bool fresh = tokens != last_tokens;
+    last_tokens = tokens;
+    if (kNotaries == 0 && fresh) note_tokens<TM>(p, scale, notes, tokens * TM, warp, 8, lane);
     float acc[TM / 2];
 #if !HAS_WGMMA
 #pragma unroll
@@ -273,23 +315,26 @@ static __device__ inline void gemm(const GemmParams &p) {
       for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
     }
 #endif
+    if (kNotaries > 0 && fresh) {
+      if (item != first) swap(scale, other_scale), swap(notes, other_notes);
+      asm volatile("bar.sync %0, %1;" ::"n"(NOTED), "n"(256 + 32 * kNotaries) : "memory");
+    }
     // Elsewhere than on Hopper queries, keys and values go through shared memory: unrolled for each of those GPUs and
     // formats, their own end made the fatbin a tenth larger.
     bool qkv = HAS_WGMMA && p.epilogue == STORE_QKV && !p.raw;
     if (RT == 2 && parts == 1 && (p.epilogue == GATE || qkv)) {
-      consumers_sync(); // for `scale`
       int tile = group * 2 + wg;
       if (!HAS_WGMMA || p.epilogue == GATE)
-        store_gated_pairs<T, TM>(p, acc, scale, tile, tokens * TM, there, warp, lane);
+        store_gated_pairs<T, TM, kHold>(p, acc, red, scale, tile, tokens * TM, there, warp, lane);
       else
-        store_qkv_rows<T, TM>(p, acc, scale, notes, tile, tokens * TM, there, warp, lane);
+        store_qkv_rows<T, TM, kHold>(p, acc, red, scale, notes, tile, tokens * TM, there, warp, lane);
       consumers_sync();
       continue;
     }
     if (RT == 2 && parts == 1 && p.epilogue == LOGITS) {
-      consumers_sync(); // for `scale` and `notes`
       int *index = reinterpret_cast<int *>(red + 8 * TM);
-      choose_rows<TM>(p, acc, scale, notes, red, index, group * 2 + wg, tokens * TM, there, warp, lane);
+      choose_rows<TM, kLess>(p, acc, red + 16 * TM, scale, notes, red, index, group * 2 + wg, tokens * TM, there, warp,
+                             lane);
       consumers_sync();
       for (int i = threadIdx.x; i < 2 * TM; i += 256) {
         int t = i % TM, tile = group * 2 + i / TM, from = i / TM * 4 * TM + t, best = from;
@@ -304,7 +349,7 @@ static __device__ inline void gemm(const GemmParams &p) {
       continue;
     }
     if (RT == 2 && parts == 1 && p.epilogue == ADD_RESIDUAL && p.width % 16 == 0) {
-      add_residual_rows<T, TM>(p, acc, red, group * 2 + wg, tokens * TM, there, warp, lane);
+      add_residual_rows<T, TM, kHold>(p, acc, red + 8 * TM, red, group * 2 + wg, tokens * TM, there, warp, lane);
       consumers_sync();
       for (int i = threadIdx.x; i < 2 * TM; i += 256) {
         int t = i % TM, tile = group * 2 + i / TM;
@@ -332,24 +377,39 @@ static __device__ inline void gemm(const GemmParams &p) {
       } else {
         consumers_sync();
       }
-      constexpr int kAtOnce = TM == 8 ? 1 : TM == 64 ? 4 : 2;
-      int apart = 8 * parts, real = min(kChunk, there - chunk);
-      for (int t = warp * parts + rank; t < real; t += apart * kAtOnce) {
-        int token = tokens * TM + chunk + t, n = (real - t + apart - 1) / apart;
-        for (int r = 0; r < RT; ++r) {
-          int tile = group * RT + r;
-          if (tile >= p.row_tiles) break;
-          float2 v[kAtOnce], x[kAtOnce][MOST_PARTS];
-          // With registers enough, everything in the others' memory is asked for before anything is added up.
-          if (RT == 2 && parts > 1) {
+      // A warp finishes one tile of rows. What it needs for its next tokens is under way while it finishes some.
+      constexpr int kAtOnce = TM == 8 ? 1 : 2;
+      int apart = 8 / RT * parts, real = min(kChunk, there - chunk), r = warp % RT, tile = group * RT + r;
+      if (tile < p.row_tiles) {
+        int begin = warp / RT * parts + rank;
+        float2 next[kAtOnce][MOST_PARTS], next_early[kAtOnce];
+#pragma unroll 1
+        for (int t = begin - apart * kAtOnce; t < real; t += apart * kAtOnce) {
+          float2 v[kAtOnce], x[kAtOnce][MOST_PARTS], early[kAtOnce];
 #pragma unroll
-            for (int u = 0; u < kAtOnce; ++u) {
-              uint32_t at = smem_address(red + (min(t + u * apart, kChunk - 1) + r * kChunk) * RED_STRIDE + lane * 2);
+          for (int u = 0; u < kAtOnce; ++u) {
+            early[u] = next_early[u];
 #pragma unroll
-              for (int from = 0; from < MOST_PARTS; ++from)
-                x[u][from] = from < parts ? read_shared(at, from) : make_float2(0, 0);
+            for (int from = 0; from < MOST_PARTS; ++from) x[u][from] = next[u][from];
+          }
+          int then = t + apart * kAtOnce;
+          if (then < real) {
+            int left = (real - then + apart - 1) / apart;
+            ask_early<kAtOnce>(p, notes + chunk + then, tokens * TM + chunk + then, apart, left, tile * 64 + lane * 2,
+                               next_early);
+            // With registers enough, everything in the others' memory is asked for before anything is added up.
+            if (RT == 2 && parts > 1) {
+#pragma unroll
+              for (int u = 0; u < kAtOnce; ++u) {
+                uint32_t at = smem_address(red + (min(then + u * apart, kChunk - 1) + r * kChunk) * RED_STRIDE + lane * 2);
+#pragma unroll
+                for (int from = 0; from < MOST_PARTS; ++from)
+                  next[u][from] = from < parts ? read_shared(at, from) : make_float2(0, 0);
+              }
             }
           }
+          if (t < begin) continue;
+          int token = tokens * TM + chunk + t, n = (real - t + apart - 1) / apart;
 #pragma unroll
           for (int u = 0; u < kAtOnce; ++u) {
             int at_token = min(t + u * apart, kChunk - 1);
@@ -373,8 +433,9 @@ static __device__ inline void gemm(const GemmParams &p) {
             v[u].x *= s;
             v[u].y *= s;
           }
-          if (p.epilogue == STORE_QKV) store_qkv<T, kAtOnce>(p, notes, TM, chunk + t, token, apart, n, tile * 64 + lane * 2, v);
-          else if (p.epilogue == ADD_RESIDUAL) add_residual<T, kAtOnce>(p, token, apart, n, tile, lane, v);
+          if (p.epilogue == STORE_QKV)
+            store_qkv<T, kAtOnce>(p, notes, TM, chunk + t, token, apart, n, tile * 64 + lane * 2, v, early);
+          else if (p.epilogue == ADD_RESIDUAL) add_residual<T, kAtOnce>(p, token, apart, n, tile, lane, v, early);
           else if (p.epilogue == GATE) store_gated<T, kAtOnce>(p, token, apart, n, tile, lane, v);
           else choose<kAtOnce>(p, notes + chunk + t, token, apart, n, tile, lane, v);
         }
@@ -389,7 +450,7 @@ static __device__ inline void gemm(const GemmParams &p) {
 }
 
 #define GEMM(NAME, TM, RT, W, BLOCKS)                                                              \
-  extern "C" __global__ void __launch_bounds__(GEMM_THREADS(TM), BLOCKS)                           \
+  extern "C" __global__ void __launch_bounds__(GEMM_THREADS(RT), BLOCKS)                           \
       gemm_##NAME##_##TM##_##RT(const __grid_constant__ GemmParams p) {                            \
     gemm<bf16, TM, RT, W>(p);                                                                      \
   }

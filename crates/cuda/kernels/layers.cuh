@@ -13,6 +13,13 @@
 template <typename W, int HD> struct LayerRing { static constexpr int kTiles = 4, kDepth = W::kBits == 4 ? 8 : 5; };
 template <int HD> struct LayerRing<Plain, HD> { static constexpr int kTiles = 2, kDepth = HD > 64 ? 5 : 6; };
 
+// The head's format where it is not the layers', and its tiles of columns in a place, which must not take more than those
+// of the layers take there by much: `layers.rs`.
+template <typename W> struct Beside { typedef Q8 Head; static constexpr int kTiles = W::kBits == 4 ? 2 : 4; };
+template <> struct Beside<Nf4> { typedef Plain Head; static constexpr int kTiles = 1; };
+template <> struct Beside<Q8> { typedef Plain Head; static constexpr int kTiles = 2; };
+template <> struct Beside<Plain> { typedef Plain Head; static constexpr int kTiles = 2; };
+
 // How the copy engine sees the weights of one product in all layers: [layers][tiles][words of eight bytes]. The head is
 // one of one layer.
 struct alignas(64) TensorMap { uint64_t opaque[16]; };
@@ -23,8 +30,9 @@ struct LayersParams {
   uint32_t *met;         // blocks that have come to all meetings so far, zero at the start
   int row_tiles[5], k_tiles[5];
   int first[5];          // the block that has a product's first item; the others follow in turn
+  int pairs[5];          // is an item two times 16 rows?
   int count, tokens, splits, kv_heads;
-  int head; // the last layer has a product more
+  int head; // the last layer has a product more: 1, or 2 if its format is not theirs
   int pace; // places of a ring that are on their way at once, at most
 };
 
@@ -63,25 +71,30 @@ static __device__ inline int first_item(int from) {
 }
 
 // The block that has the first item of attention.
-static __device__ inline int attend_from(const LayersParams &p) { return (p.first[0] + p.row_tiles[0] * 4) % gridDim.x; }
+static __device__ inline int attend_from(const LayersParams &p) {
+  return (p.first[0] + (p.row_tiles[0] * 4 >> p.pairs[0])) % gridDim.x;
+}
 
 static __device__ inline int products(const LayersParams &p, int layer) { return p.head && layer + 1 == p.count ? 5 : 4; }
 
-// What the warps of a ring multiply from the first layer to the last: of each item RING_WARPS groups of tiles of every
-// eight.
-template <int TILES> struct Course {
-  int layer, product, item, group;
+// What the warps of a ring multiply from the first layer to the last: of each 16 rows RING_WARPS groups of tiles of every
+// eight. OTHER: tiles of a group of a head whose format is not the layers'.
+template <int TILES, int OTHER> struct Course {
+  int layer, product, item, second, group;
 
   __device__ void start(const LayersParams &p, int first) {
     layer = product = 0;
     begin(p, first);
     settle(p, first);
   }
-  __device__ int per_item(const LayersParams &p) const { return (p.k_tiles[product] + TILES - 1) / TILES; }
-  __device__ int items(const LayersParams &p) const { return p.row_tiles[product] * 4; }
+  // Is this the head, of another format?
+  __device__ bool other(const LayersParams &p) const { return product == 4 && p.head == 2; }
+  __device__ int tiles(const LayersParams &p) const { return other(p) ? OTHER : TILES; }
+  __device__ int per_item(const LayersParams &p) const { return (p.k_tiles[product] + tiles(p) - 1) / tiles(p); }
+  __device__ int items(const LayersParams &p) const { return p.row_tiles[product] * 4 >> p.pairs[product]; }
   __device__ void begin(const LayersParams &p, int first) {
     item = first < per_item(p) ? first_item(p.first[product]) : items(p);
-    group = first;
+    group = first, second = 0;
   }
   __device__ void settle(const LayersParams &p, int first) {
     while (layer < p.count && item >= items(p)) {
@@ -95,42 +108,46 @@ template <int TILES> struct Course {
   __device__ void advance(const LayersParams &p, int first) {
     group += SKINNY_WARPS;
     if (group < per_item(p)) return;
-    group = first, item += gridDim.x;
+    group = first;
+    if (++second <= p.pairs[product]) return;
+    second = 0, item += gridDim.x;
     settle(p, first);
   }
+  __device__ int slab(const LayersParams &p) const { return (item << p.pairs[product]) + second; }
   // Tiles of the matrix before this group's row of tiles and columns.
-  __device__ int tile(const LayersParams &p) const { return (item >> 2) * p.k_tiles[product] + group * TILES; }
+  __device__ int tile(const LayersParams &p) const { return (slab(p) >> 2) * p.k_tiles[product] + group * tiles(p); }
 };
 
 // A ring of weights, filled by the copy engine: on the way of plain loads, the activations that a product waits for
 // would come after all weights that were asked for before them. RING_WARPS warps share one, each its part of a place:
 // a copy for each warp's part took the one who asks for them longer than the memory took to bring it.
-template <typename S, int DEPTH> struct BulkRing {
-  static constexpr int kPlace = RING_WARPS * S::kBytes, kBytes = DEPTH * kPlace, kBarriers = 2 * DEPTH;
+template <int PLACE, int DEPTH> struct BulkRing {
+  static constexpr int kPlace = PLACE, kBytes = DEPTH * kPlace, kBarriers = 2 * DEPTH;
   uint32_t base, full, empty; // its places, and two barriers for each
-  int place;
+  int place, part;            // the next one, and which part of it is this warp's
   uint32_t turn_of; // how often it came round, modulo two
 
   __device__ void start(uint32_t at, uint32_t barriers, int warp) {
     int ring = warp / RING_WARPS;
-    base = at + ring * kBytes + warp % RING_WARPS * S::kBytes;
+    base = at + ring * kBytes, part = warp % RING_WARPS;
     full = barriers + ring * kBarriers * 8, empty = full + DEPTH * 8;
     place = 0, turn_of = 0;
   }
-  __device__ uint32_t at(int which) const { return base + which * kPlace; }
+  // Where this warp's part of the next place begins.
+  template <typename S> __device__ uint32_t at() const { return base + place * kPlace + part * S::kBytes; }
   __device__ void wait() const { barrier_wait(full + 8 * place, turn_of); }
   __device__ void turn() {
     if (++place == DEPTH) place = 0, turn_of ^= 1;
   }
 };
 
-// One thread keeps a ring full.
-template <typename S, int DEPTH>
+// One thread keeps a ring full. H: shares of the head, if its format is another.
+template <typename S, typename H, int PLACE, int DEPTH>
 static __device__ inline void supply(const LayersParams &p, uint32_t rings, uint32_t barriers, int first) {
   uint64_t policy = policy_evict_first();
-  BulkRing<S, DEPTH> ring;
+  BulkRing<PLACE, DEPTH> ring;
   ring.start(rings, barriers, first);
-  Course<S::kTiles> course;
+  Course<S::kTiles, H::kTiles> course;
   // The place that must have come before the next one is asked for.
   int pace = min(p.pace, DEPTH), round = 0, late = 0;
   uint32_t late_turn = 0;
@@ -140,13 +157,14 @@ static __device__ inline void supply(const LayersParams &p, uint32_t rings, uint
       barrier_wait(ring.full + 8 * late, late_turn);
       if (++late == DEPTH) late = 0, late_turn ^= 1;
     }
-    uint32_t bar = ring.full + 8 * ring.place;
-    asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar), "n"(ring.kPlace)
+    uint32_t bar = ring.full + 8 * ring.place, bytes = RING_WARPS * (course.other(p) ? H::kBytes : S::kBytes);
+    int column = (course.slab(p) & 3) * ((course.other(p) ? H::kSlabBytes : S::kSlabBytes) / 8);
+    asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar), "r"(bytes)
                  : "memory");
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring.at(ring.place)),
-                 "l"(p.weights + course.product), "r"((course.item & 3) * (S::kSlabBytes / 8)), "r"(course.tile(p)),
-                 "r"(course.depth()), "r"(bar), "l"(policy) : "memory");
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring.base + ring.place * PLACE),
+                 "l"(p.weights + course.product), "r"(column), "r"(course.tile(p)), "r"(course.depth()), "r"(bar),
+                 "l"(policy) : "memory");
     ring.turn();
   }
 }
@@ -219,14 +237,17 @@ static __device__ inline void attend_share(const LayerParams &layer, int kv_head
     if (!span.find(p, Span::load(p, index), split)) continue;
     consumers_sync(); // sums, or what was merged before, have been read
     some = true;
-    attend_span<bf16, KV_ANY, HD, 1, true>(p, span, index, head, split, merged, flag, source);
+    attend_span<bf16, KV_ANY, HD, 1, true>(p, span, index, head, split, merged, flag, source, Warps<8>());
   }
   if (some) consumers_sync();
 }
 
+// Places for sums beyond turns; `layers.rs`.
+template <typename W> struct MoreSums { static constexpr int value = W::kFormat == AS_BF16 ? 1 : 2; };
+
 // Bytes of shared memory for sums, and for attention in their place.
-template <int N, int HD> struct SumBytes {
-  static constexpr int kSums = FlowSums<N>::kFloats * 4, kMerged = Merged<HD, 1>::kFloats * 4;
+template <int N, int MORE, int HD> struct SumBytes {
+  static constexpr int kSums = FlowSums<N, MORE>::kFloats * 4, kMerged = Merged<HD, 1>::kFloats * 4;
   static constexpr int value = kSums > kMerged ? kSums : kMerged;
 };
 
@@ -234,16 +255,20 @@ template <int N, int HD> struct SumBytes {
 template <typename W, int N, int HD>
 static __device__ inline void layers(const LayersParams &p) {
   typedef LayerRing<W, HD> R;
-  constexpr int kDepth = R::kDepth;
   typedef Share<W, R::kTiles> S;
+  typedef Share<typename Beside<W>::Head, Beside<W>::kTiles> H;
+  constexpr bool kOther = W::kFormat != AS_BF16 && W::kFormat != AS_Q8;
+  constexpr int kDepth = R::kDepth, kMore = MoreSums<W>::value;
+  constexpr int kPlace = RING_WARPS * (kOther && H::kBytes > S::kBytes ? H::kBytes : S::kBytes);
+  static_assert(kPlace % 128 == 0, "copies by tensor maps");
   extern __shared__ __align__(1024) char smem[];
-  char *at = smem + SKINNY_WARPS * kDepth * S::kBytes;
+  char *at = smem + SKINNY_WARPS / RING_WARPS * kDepth * kPlace;
   float *sums = reinterpret_cast<float *>(at);
-  float *scale = reinterpret_cast<float *>(at + SumBytes<N, HD>::value);
+  float *scale = reinterpret_cast<float *>(at + SumBytes<N, kMore, HD>::value);
   int *flag = reinterpret_cast<int *>(scale + 8 * N);
   LayerParams *params = reinterpret_cast<LayerParams *>(flag + 4);
   uint64_t *bars = reinterpret_cast<uint64_t *>(params + 2);
-  constexpr int kBarriers = SKINNY_WARPS / RING_WARPS * BulkRing<S, kDepth>::kBarriers;
+  constexpr int kBarriers = SKINNY_WARPS / RING_WARPS * BulkRing<kPlace, kDepth>::kBarriers;
   char *rest = reinterpret_cast<char *>(bars + kBarriers);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   uint32_t rings = smem_address(smem), barriers = smem_address(bars);
@@ -257,12 +282,12 @@ static __device__ inline void layers(const LayersParams &p) {
     leave_registers();
     if (warp == SKINNY_WARPS) conduct<LAYER_THREADS, LAYER_THREADS>(p, params, first_item(attend_from(p)), lane);
     int first = (warp - SKINNY_WARPS - 1) * RING_WARPS;
-    if (first >= 0 && first < SKINNY_WARPS && lane == 0) supply<S, kDepth>(p, rings, barriers, first);
+    if (first >= 0 && first < SKINNY_WARPS && lane == 0) supply<S, H, kPlace, kDepth>(p, rings, barriers, first);
     return;
   }
   take_registers();
   [[maybe_unused]] uint32_t table = smem_address(rest) + lane * 4;
-  BulkRing<S, kDepth> ring;
+  BulkRing<kPlace, kDepth> ring;
   ring.start(rings, barriers, warp);
   auto refill = [&](int place) {
     if (lane == 0) barrier_arrive(ring.empty + 8 * place);
@@ -280,8 +305,15 @@ static __device__ inline void layers(const LayersParams &p) {
     for (int product = 0; product < last; ++product) {
       // All blocks have finished the layer before: this one's last product clears what that one used.
       if (product == 3 && n > 0) barrier_meet<LAYER_THREADS>(ALL_MET);
-      flow_items<S, N>(layer.product[product], layer.flow[product], first_item(p.first[product]), gridDim.x, ring,
-                       turns, sums, scale, table, refill);
+      int first = first_item(p.first[product]), both = p.pairs[product];
+      auto multiply = [&](auto share) {
+        flow_items<decltype(share), N, kMore>(layer.product[product], layer.flow[product], first, gridDim.x, both, ring,
+                                              turns, sums, scale, table, refill);
+      };
+      bool other = kOther && product == 4 && p.head == 2;
+      if constexpr (kOther)
+        if (other) multiply(H());
+      if (!other) multiply(S());
       if (product == 0)
         attend_share<HD, Hand<S>::kCodes>(layer, p.kv_heads, attends, sums, flag);
     }

@@ -156,10 +156,10 @@ template <typename W> static __device__ inline void pack_codes(const PackParams 
   uint8_t *slab = reinterpret_cast<uint8_t *>(p.to) +
                   (((size_t)(r >> 6) * p.col_tiles + tile) * 4 + ((r >> 4) & 3)) * W::kBytes;
   uint8_t *to = slab + codes_at<W>(r & 15, step, pair);
-  if (W::kBits == 8) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = q[i].code;
-  } else if (W::kApart) {
+  if constexpr (W::kBits == 8) {
+    const int codes[4] = {q[0].code, q[1].code, q[2].code, q[3].code};
+    *reinterpret_cast<uint32_t *>(to) = W::arrange(codes);
+  } else if constexpr (W::kApart) {
     to[0] = q[0].code | q[2].code << 4;
     to[2] = q[1].code | q[3].code << 4;
   } else {
@@ -180,9 +180,10 @@ template <typename W> static __device__ inline float weight_in(const char *tiles
   const uint8_t *at = slab + codes_at<W>(row & 15, step, pair);
   const f16 *scales = reinterpret_cast<const f16 *>(slab + W::kCodes) + scale_at<W>(row & 15, block);
   float scale = __half2float(scales[0]);
-  if (W::kFormat == AS_Q8) return scale * (int8_t)at[high * 2 + odd];
-  if (W::kFormat == AS_F8) {
-    __half_raw raw = __nv_cvt_fp8_to_halfraw(at[high * 2 + odd], __NV_E4M3);
+  if constexpr (W::kBits == 8) {
+    int code = W::code(*reinterpret_cast<const uint32_t *>(at), high * 2 + odd);
+    if (W::kFormat == AS_Q8) return scale * (int8_t)code;
+    __half_raw raw = __nv_cvt_fp8_to_halfraw(code, __NV_E4M3);
     return scale * __half2float(*reinterpret_cast<f16 *>(&raw));
   }
   if (W::kApart) {

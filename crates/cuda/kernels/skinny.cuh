@@ -4,6 +4,7 @@
 // the inputs are there; the activations come straight into registers.
 #pragma once
 #include "gemm.cuh"
+#include "share.cuh"
 
 #define SKINNY_STRIDE 20
 #define SKINNY_WARPS 8
@@ -80,9 +81,11 @@ static __device__ inline void end_gate(const GemmParams &p, int token, int item,
   *reinterpret_cast<uint32_t *>(to) = Pair<T>::pack(activate(v.x, p.gelu) * up.x, activate(v.y, p.gelu) * up.y);
 }
 
-static __device__ inline void end_logits(const GemmParams &p, int token, int row, float2 v, float &best, int &index) {
+// `wanted`: the logits themselves too.
+static __device__ inline void end_logits(const GemmParams &p, int token, int row, float2 v, bool wanted, float &best,
+                                         int &index) {
   if (token >= p.tokens) return;
-  if (p.wanted[token]) {
+  if (wanted) {
     float *to = p.logits + (size_t)token * p.vocab + row;
     float cap = p.softcap;
     if (row < p.vocab) to[0] = cap > 0 ? cap * tanhf(v.x / cap) : v.x;
@@ -92,97 +95,6 @@ static __device__ inline void end_logits(const GemmParams &p, int token, int row
   if (row < p.vocab && v.x > best) best = v.x, index = row;
   if (row + 1 < p.vocab && v.y > best) best = v.y, index = row + 1;
 }
-
-// A warp's share of a group of TILES tiles of codes: slabs with their scales behind all codes.
-template <typename W, int TILES> struct Share {
-  static constexpr int kTiles = TILES;
-  static constexpr int kSlabBytes = W::kBytes;
-  static constexpr int kBytes = TILES * kSlabBytes;
-  static constexpr int kTileBytes = 4 * kSlabBytes;     // from one tile of columns to the next
-  // Activations of a lane for one tile: token lane / 4 of eight, columns as in the first operand's fragments.
-  struct Inputs { uint32_t at[4][2]; };
-
-  static __device__ inline void load_inputs(Inputs &to, const char *tile, bool real, int lane) {
-    int token = lane >> 2;
-#pragma unroll
-    for (int s = 0; s < 4; ++s)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const char *at = tile + token * 128 + (((2 * s + h) ^ token) << 4) + (lane & 3) * 4;
-        to.at[s][h] = real ? *reinterpret_cast<const uint32_t *>(at) : 0;
-      }
-  }
-  template <int N>
-  static __device__ inline void multiply(float (*acc)[8], const Inputs *b, uint32_t slab, uint32_t table, int lane) {
-    Codes<W> codes;
-    codes.load(slab, lane);
-#pragma unroll
-    for (int block = 0; block < W::kBlocks; ++block) {
-      float part[N][4], sums[N][4];
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) part[n][c] = sums[n][c] = 0;
-#pragma unroll
-      for (int s = block * 4 / W::kBlocks; s < (block + 1) * 4 / W::kBlocks; ++s) {
-        uint32_t a[4];
-        codes.widen(s, table, a);
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          mma<bf16>(part[n], a, b[n].at[s]);
-          if (W::kMin) {
-            // What is added to each weight: once for each column's sum of inputs.
-            const uint32_t ones[4] = {0x3F803F80u, 0x3F803F80u, 0x3F803F80u, 0x3F803F80u};
-            mma<bf16>(sums[n], ones, b[n].at[s]);
-          }
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          acc[n][c] = fmaf(codes.scale[block][c >> 1], part[n][c], acc[n][c]);
-          if (W::kMin) acc[n][c] = fmaf(codes.add[block][c >> 1], sums[n][c], acc[n][c]);
-        }
-    }
-  }
-};
-
-// The same of bf16: 16 of a tile's 64 rows. Columns are taken in another order, the same on both sides,
-// so that 16 bytes are two fragments.
-template <int TILES> struct Share<Plain, TILES> {
-  static constexpr int kTiles = TILES;
-  static constexpr int kSlabBytes = 2048;
-  static constexpr int kBytes = TILES * kSlabBytes;
-  static constexpr int kTileBytes = 8192;
-  struct Inputs { uint4 at[2]; };
-
-  static __device__ inline void load_inputs(Inputs &to, const char *tile, bool real, int lane) {
-    int token = lane >> 2, q = lane & 3;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const char *at = tile + token * 128 + (((q + 4 * h) ^ token) << 4);
-      to.at[h] = real ? *reinterpret_cast<const uint4 *>(at) : make_uint4(0, 0, 0, 0);
-    }
-  }
-  template <int N>
-  static __device__ inline void multiply(float (*acc)[8], const Inputs *b, uint32_t slab, uint32_t, int lane) {
-    int g = lane >> 2, q = lane & 3;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      uint32_t at = slab + g * 128 + (((q + 4 * h) ^ g) << 4);
-      uint4 x = shared_at<uint4>(at), y = shared_at<uint4>(at + 1024);
-      uint32_t a0[4] = {x.x, y.x, x.y, y.y}, a1[4] = {x.z, y.z, x.w, y.w};
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        uint4 v = b[n].at[h];
-        uint32_t b0[2] = {v.x, v.y}, b1[2] = {v.z, v.w};
-        mma<bf16>(acc[n], a0, b0);
-        mma<bf16>(acc[n] + 4, a1, b1);
-      }
-    }
-  }
-};
 
 // Which groups of TILES tiles of a product a warp multiplies, in order: every eighth of each item of its block.
 template <int TILES> struct Walk {
@@ -410,7 +322,7 @@ static __device__ inline void multiply_items(const GemmParams &p, int first, int
     if (p.epilogue == STORE_QKV) end_qkv<T>(p, token, row, v, ahead);
     else if (p.epilogue == ADD_RESIDUAL) end_residual<T>(p, token, row, item, v, ahead);
     else if (p.epilogue == GATE) end_gate<T>(p, token, item, v);
-    else end_logits(p, token, row, v, best, index);
+    else end_logits(p, token, row, v, token < p.tokens && p.wanted[token], best, index);
   }
   if (p.epilogue == LOGITS) leave_best<N>(p, finisher, token, best, index, sums);
 }

@@ -52,21 +52,16 @@ static __device__ inline void hand_on_gate_wide(const GemmParams &g, const FlowP
   bool odd = row & 1;
   char *to = static_cast<char *>(g.gated), *clear = static_cast<char *>(f.clear);
   int tokens = col < g.gated_width ? g.tokens : 0, tiles = g.gated_tiles;
-  auto all = [&](auto gelu) {
 #pragma unroll
-    for (int j = 0; j < TM / 8; ++j) {
-      int first = j * 8 + (lane & 3) * 2, token = first + odd;
-      float2 s = *reinterpret_cast<const float2 *>(scale + first);
-      float a = activate(acc[4 * j] * s.x, gelu()) * (acc[4 * j + 2] * s.x);
-      float b = activate(acc[4 * j + 1] * s.y, gelu()) * (acc[4 * j + 3] * s.y);
-      float other = __shfl_xor_sync(~0u, odd ? a : b, 4);
-      uint32_t two = odd ? Pair<bf16>::pack(other, b) : Pair<bf16>::pack(a, other);
-      if (token < tokens) hand_on(to, clear, flow_at(false, token, col, tiles) * 2, two);
-    }
-  };
-  // Not both in one: the code must come from far each time.
-  if (g.gelu) all([] { return 1; });
-  else all([] { return 0; });
+  for (int j = 0; j < TM / 8; ++j) {
+    int first = j * 8 + (lane & 3) * 2, token = first + odd;
+    float2 s = *reinterpret_cast<const float2 *>(scale + first);
+    float a = activate(acc[4 * j] * s.x, g.gelu) * (acc[4 * j + 2] * s.x);
+    float b = activate(acc[4 * j + 1] * s.y, g.gelu) * (acc[4 * j + 3] * s.y);
+    float other = __shfl_xor_sync(~0u, odd ? a : b, 4);
+    uint32_t two = odd ? Pair<bf16>::pack(other, b) : Pair<bf16>::pack(a, other);
+    if (token < tokens) hand_on(to, clear, flow_at(false, token, col, tiles) * 2, two);
+  }
 }
 
 // The best of the head's rows for each of a lane's tokens.
@@ -167,7 +162,7 @@ static __device__ inline void end_shared(const GemmParams &g, const FlowParams &
 #pragma unroll 1
   for (int i = 0; i < own; ++i) {
     int group = item.rank * own + i, row = item.row * 64 + group * 16 + pair * 2;
-    Ahead ahead = look_ahead<bf16>(g, token, row);
+    End end = look_to_end<false>(g, f, token, row / 16, pair);
     float2 v = sum(token, group);
     uint2 got[3];
     Patience patience;
@@ -194,8 +189,8 @@ static __device__ inline void end_shared(const GemmParams &g, const FlowParams &
     }
     float s = g.squares && real ? scale[token] : 1.f;
     v.x *= s, v.y *= s;
-    if (g.epilogue == STORE_QKV) hand_on_qkv(g, f, token, row, v, ahead);
-    else hand_on_residual<false>(g, f, token, row, item.row * 4 + group, v, ahead);
+    if (g.epilogue == STORE_QKV) hand_on_qkv(g, row, v, end);
+    else hand_on_residual(g, f, token, item.row * 4 + group, v, end);
   }
 }
 
@@ -241,9 +236,10 @@ static __device__ inline void attend_wide(const LayerParams &layer, int kv_heads
     int split = i / each, index = i % each / kv_heads, head = i % kv_heads;
     Span span;
     if (!span.find(p, Span::load(p, index), split)) continue;
-    if (some) attention_sync<kWarps, kTeams>(); // what was merged before has been read
+    if (some) Warps<kWarps, kTeams>::sync(); // what was merged before has been read
     some = true;
-    attend_span<bf16, KV_ANY, HD, 1, false, kWarps, kTeams>(p, span, index, head, split, merged, flags + team, source);
+    attend_span<bf16, KV_ANY, HD, 1, false>(p, span, index, head, split, merged, flags + team, source,
+                                            Warps<kWarps, kTeams>());
   }
   consumers_sync();
 }

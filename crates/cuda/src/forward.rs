@@ -63,6 +63,7 @@ pub(crate) struct Forward {
     pub overrides: HashMap<(usize, usize, usize), (usize, usize)>,
     /// Leave kernels out, to see what they cost; in benchmarks only.
     pub skip: u32,
+    multiprocessors: usize,
 }
 
 /// Kinds of kernels, as bits of [`Forward::skip`].
@@ -73,6 +74,9 @@ pub(crate) const KIND_DOWN: u32 = 8;
 pub(crate) const KIND_HEAD: u32 = 16;
 pub(crate) const KIND_ATTENTION: u32 = 32;
 pub(crate) const KIND_ROWS: u32 = 64;
+
+/// Blocks of the kernel that attends when decoding that a multiprocessor has at once; in `attention.cuh`.
+const DECODE_BLOCKS: usize = 2;
 
 /// What a [`Forward`] is made of.
 pub(crate) struct Parts {
@@ -112,6 +116,7 @@ impl Forward {
             results_stride: parts.results_stride,
             overrides: HashMap::new(),
             skip: 0,
+            multiprocessors: stream.device.multiprocessors,
         };
         let params = (0..this.model.layers.len())
             .map(|number| this.layer_params(number, SQUARE_PARTS, 1))
@@ -345,6 +350,16 @@ impl Forward {
         splits(&self.model.spec, size.decoding, self.max_model_len).min(self.buffers.most_splits)
     }
 
+    /// Warps that have one key/value head of a short sequence together when a step of that size decodes: as many
+    /// as let all sequences be on the GPU at once.
+    fn item_warps(&self, size: StepSize) -> usize {
+        let (spec, most) = (&self.model.spec, decode_warps(&self.model.spec));
+        let items = size.decoding * spec.num_kv_heads;
+        let there = DECODE_BLOCKS * most * self.multiprocessors;
+        let share = (there / items.max(1)).clamp(1, most);
+        1 << share.ilog2()
+    }
+
     fn attend(
         &self,
         stream: &Stream,
@@ -356,11 +371,17 @@ impl Forward {
         }
         let spec = &self.model.spec;
         if size.decoding > 0 {
-            let grid = (spec.num_kv_heads, size.decoding, params.splits as usize);
-            // `DECODE_WARPS` in `attention.cuh`
-            let wide = spec.head_dim * columns(spec) > 128;
-            let threads = if wide { 128 } else { 256 };
-            stream.launch(&self.kernels.decode, Shape::of(grid, threads), params)?;
+            let most = decode_warps(spec);
+            let warps = self.item_warps(size);
+            let sequences = size.decoding.div_ceil(most / warps);
+            let grid = (spec.num_kv_heads, sequences, params.splits as usize);
+            let params = AttentionParams {
+                warps: warps as i32,
+                most: size.decoding as i32,
+                ..*params
+            };
+            let shape = Shape::of(grid, 32 * most as u32);
+            stream.launch(&self.kernels.decode, shape, &params)?;
         }
         if size.tiles > 0 {
             let grid = (size.tiles, spec.num_kv_heads, 1);
@@ -450,6 +471,14 @@ fn columns(spec: &ModelSpec) -> usize {
         2
     } else {
         1
+    }
+}
+
+/// Warps of a block of the kernel that attends when decoding: `DECODE_WARPS` in `attention.cuh`.
+fn decode_warps(spec: &ModelSpec) -> usize {
+    match spec.head_dim * columns(spec) > 128 {
+        true => 4,
+        false => 8,
     }
 }
 

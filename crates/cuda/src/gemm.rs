@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::driver::{Device, DriverError, Kernel, Module, Shape};
 use crate::formats::Format;
-use crate::params::{GATE, STORE_QKV};
+use crate::params::{ADD_RESIDUAL, STORE_QKV};
 
 /// Tokens and tiles of 64 weight rows that a block of each kernel computes.
 const VARIANTS: [(usize, usize); 9] = [
@@ -48,8 +48,8 @@ pub(crate) fn sums_bytes(eights: usize) -> usize {
 }
 
 /// `GEMM_THREADS` in `gemm.cuh`
-fn threads(tokens: usize) -> u32 {
-    if tokens > 128 { 384 } else { 320 }
+fn threads(row_tiles: usize) -> u32 {
+    if row_tiles == 2 { 384 } else { 320 }
 }
 
 /// Blocks that share the columns at most: `MOST_PARTS` in `gemm.cuh`, which adds up no more.
@@ -60,12 +60,12 @@ const ROOM: usize = 102 << 10;
 
 /// Bytes of one place in the ring of a kernel of `gemm.cuh`, and of everything else in shared memory.
 fn shared(format: Format, tokens: usize, row_tiles: usize) -> (usize, usize) {
-    let chunk = if tokens > 128 { 32 } else { tokens };
+    let chunk = if tokens > 128 { 48 } else { tokens }; // `CHUNK`
     // Two barriers belong to each place.
     let place = row_tiles * format.tile_bytes() + tokens * 128 + 16;
     (
         place,
-        2 * chunk * 68 * 4 + tokens * 12 + format.table_bytes(),
+        2 * chunk * 68 * 4 + row_tiles * tokens * 12 + format.table_bytes(),
     )
 }
 
@@ -222,7 +222,7 @@ impl Gemms {
             kernel,
             shape: Shape {
                 grid: (grid as u32, 1, 1),
-                threads: threads(tokens),
+                threads: threads(row_tiles),
                 shared: (stages * place + rest) as u32,
                 cluster: parts as u32,
             },
@@ -287,13 +287,13 @@ impl Gemms {
         let finish = match (parts, row_tiles) {
             // Few registers are left to have loads under way.
             (1, _) if tokens == 256 && product.epilogue == STORE_QKV => 0.5 + 0.05 * there,
-            (1, _) if tokens == 256 && product.epilogue != GATE => 0.5 + 0.03 * there,
+            (1, _) if tokens == 256 && product.epilogue == ADD_RESIDUAL => 0.5 + 0.03 * there,
             (1, 1) => 0.5 + 0.03 * there,
             (1, _) => 0.5 + 0.015 * there,
             (2, 2) => 1.5 + 0.025 * there,
             (2, _) => 1.5 + 0.01 * there,
             (_, 1) => 3.2,
-            _ => 4.6 + 0.0065 * there,
+            _ => 2.4 + 0.0065 * there,
         };
         3.0 + (rounds * columns * step).max(arrive) + rounds * finish
     }

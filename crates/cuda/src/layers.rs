@@ -39,15 +39,42 @@ fn tiles(format: Format) -> usize {
     if format == Format::Bf16 { 2 } else { 4 }
 }
 
+/// The head's format where it is not the layers', and its tiles in a place; `Beside` in `layers.cuh`.
+fn beside(format: Format) -> Option<(Format, usize)> {
+    match format {
+        Format::Nf4 => Some((Format::Bf16, 1)),
+        Format::Q4 | Format::M4 => Some((Format::Q8, 2)),
+        Format::F8 => Some((Format::Q8, 4)),
+        Format::Bf16 | Format::Q8 => None,
+    }
+}
+
+/// Has an item of each product two times 16 rows? Not those that leave the residual, since there are few of them.
+fn pairs(format: Format) -> [i32; 5] {
+    match format {
+        Format::Bf16 => [0; 5],
+        _ => [1, 0, 1, 0, 1],
+    }
+}
+
 /// Places of a ring that are on their way at once: as few as keep the memory busy, since activations wait behind them.
-const PACE: i32 = 1;
+/// Those of codes of four bits have half the bytes.
+fn pace(format: Format) -> i32 {
+    match format {
+        Format::Nf4 | Format::Q4 | Format::M4 => 2,
+        Format::Bf16 | Format::Q8 | Format::F8 => 1,
+    }
+}
 
 /// Bytes of shared memory of a block, as `layers.cuh` lays it out.
 fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
     let depth = depth(format, head_dim);
-    let rings = 8 * depth * tiles(format) * format.tile_bytes() / 4;
-    // `FlowSums` in `flow.cuh`: places for the sums of an item, one more than there are turns.
-    let sums = (4 / eights + 1) * 8 * 8 * eights * 20 * 4;
+    let place = |(format, tiles): (Format, usize)| tiles * format.tile_bytes() / 4;
+    let own = place((format, tiles(format)));
+    let rings = 8 * depth * beside(format).map_or(own, |head| own.max(place(head)));
+    // `FlowSums` in `flow.cuh`: places for the sums of 16 rows, some more than there are turns.
+    let more = if format == Format::Bf16 { 1 } else { 2 };
+    let sums = (4 / eights + more) * 8 * 8 * eights * 20 * 4;
     let attention = 8 * 8 * (head_dim + 4) * 4;
     let factors = 8 * eights * 4 + 16;
     let barriers = 8 / RING_WARPS * depth * 16;
@@ -137,16 +164,24 @@ impl Layers {
             };
             kernels.push((eights * 8, module.kernel(&name, shared)?, shape));
         }
-        let head = (format == model.formats.head).then_some(head);
+        let other = beside(format).filter(|(other, _)| *other == model.formats.head);
+        let same = format == model.formats.head;
+        let head = (same || other.is_some()).then_some(head);
+        let (head_format, head_tiles) = other.unwrap_or((format, tiles(format)));
         let flow = Flow::new(buffers.flow, spec);
         flow.place(&mut params, head, buffers);
+        // What reads bf16 reads its inputs in their order.
+        if let (true, Some(last)) = (head_format == Format::Bf16, params.last_mut()) {
+            last.flow[3].leaves = 1;
+        }
         stream.set_bytes(buffers.flow, 0xFF, flow.bytes())?;
         stream.upload(buffers.layers, bytes_of(&params))?;
         stream.synchronize()?;
 
         let products = params[0].products;
         let [mut row_tiles, mut k_tiles] = [[0; 5]; 2];
-        let items = |product: usize| products[product].row_tiles as usize * 4;
+        let pairs = pairs(format);
+        let items = |product: usize| (products[product].row_tiles as usize * 4) >> pairs[product];
         // Output and down begin at the same block, so that the same threads have the same part of the residual; the
         // others go on from where the one before has ended.
         let after_output = items(1) % device.multiprocessors;
@@ -154,13 +189,17 @@ impl Layers {
         let mut weights = LayersParams::default().weights;
         for (i, product) in products[..4].iter().chain(&head).enumerate() {
             (row_tiles[i], k_tiles[i]) = (product.row_tiles, product.k_tiles);
+            let (format, tiles) = match i {
+                4 => (head_format, head_tiles),
+                _ => (format, tiles(format)),
+            };
             let tile = format.tile_bytes() as u64;
             let all = (product.row_tiles * product.k_tiles) as u64;
             weights[i] = TensorMap::new(
                 product.weight,
                 [tile / 8, all, if i == 4 { 1 } else { params.len() as u64 }],
                 [tile, stride],
-                [tile as u32 / 32, (RING_WARPS * tiles(format)) as u32, 1],
+                [tile as u32 / 32, (RING_WARPS * tiles) as u32, 1],
             )?;
         }
         let known =
@@ -178,7 +217,7 @@ impl Layers {
             wide,
             wide_from: WIDE_FROM,
             kernels,
-            pace: PACE,
+            pace: pace(format),
             ends: (flow.ends(), format != Format::Bf16),
             params: LayersParams {
                 weights,
@@ -193,7 +232,8 @@ impl Layers {
                     0,
                     after_output as i32,
                 ],
-                head: i32::from(head.is_some()),
+                pairs,
+                head: i32::from(head.is_some()) + i32::from(other.is_some()),
                 count: params.len() as i32,
                 kv_heads: spec.num_kv_heads as i32,
                 ..LayersParams::default()

@@ -87,6 +87,8 @@ plain! {
         window: i32,
         kv_kind: i32,
         scale: f32,
+        warps: i32,
+        most: i32,
     }
     /// `flow.cuh`
     struct FlowParams {
@@ -114,6 +116,7 @@ plain! {
         row_tiles: [i32; 5],
         k_tiles: [i32; 5],
         first: [i32; 5],
+        pairs: [i32; 5],
         count: i32,
         tokens: i32,
         splits: i32,

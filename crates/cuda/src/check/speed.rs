@@ -285,21 +285,31 @@ pub fn set_tuning(executor: &mut CudaExecutor, tuning: Tuning) -> Result<(), Eng
 }
 
 /// Microseconds of each way to compute each product of the model for `count` tokens: of so many
-/// sequences that decode or, past what a step may decode, of prompts of 128.
+/// sequences that decode or, past what a step may decode, of prompts of 128. `in_step`: of the whole step with each
+/// way, not of the product alone.
 ///
 /// # Errors
 /// The executor's.
-pub fn bench_plans(executor: &mut CudaExecutor, count: usize) -> Result<Vec<String>, EngineError> {
+pub fn bench_plans(
+    executor: &mut CudaExecutor,
+    count: usize,
+    in_step: bool,
+) -> Result<Vec<String>, EngineError> {
     let mut lines = Vec::new();
     let decodes = count <= executor.limits().max_num_seqs;
     for (name, kind) in &KINDS[..if decodes { 5 } else { 4 }] {
         let forward = executor.forward_mut();
         // A step that is not a replayed graph must be taken and must end.
-        forward.skip = 127 & !kind & if decodes { 127 } else { !KIND_ROWS };
+        forward.skip = match (in_step, decodes) {
+            (true, _) => 0,
+            (_, true) => 127 & !kind,
+            _ => 127 & !kind & !KIND_ROWS,
+        };
         let product = forward.product(*kind, count);
         let key = (product.row_tiles, product.k_tiles, product.tokens);
         let layers = match *kind {
             KIND_HEAD => 1.0,
+            _ if in_step => 1.0,
             _ => forward.model.layers.len() as f64,
         };
         let time = |executor: &mut CudaExecutor| {

@@ -122,6 +122,7 @@ impl Forward {
             window: i32::try_from(window).unwrap_or(0),
             kv_kind: kv_kind(self.cache.dtype),
             scale: spec.attention_scale * std::f32::consts::LOG2_E,
+            ..AttentionParams::default()
         }
     }
 }
