@@ -15,7 +15,8 @@ import shutil
 from pathlib import Path
 
 KERNELS = Path(__file__).parent.parent / "crates/cuda/kernels"
-KIND = """int kind = p.epilogue == STORE_QKV ? 0 : p.epilogue == GATE ? 2 : p.epilogue == LOGITS ? 4 : p.k_tiles > p.next_tiles ? 3 : 1;"""
+KIND = ("int kind = p.epilogue == STORE_QKV ? 0 : p.epilogue == GATE ? 2 : p.epilogue == LOGITS ? 4"
+        " : p.k_tiles > p.next_tiles ? 3 : 1;")
 LAST = "item + step >= items && threadIdx.x == 0"
 
 TIMER = """__device__ unsigned long long traced_from, traced_sum[6][5], traced_count[6][5];

@@ -63,7 +63,6 @@ pub(crate) struct Forward {
     pub overrides: HashMap<(usize, usize, usize), (usize, usize)>,
     /// Leave kernels out, to see what they cost; in benchmarks only.
     pub skip: u32,
-    multiprocessors: usize,
 }
 
 /// Kinds of kernels, as bits of [`Forward::skip`].
@@ -116,7 +115,6 @@ impl Forward {
             results_stride: parts.results_stride,
             overrides: HashMap::new(),
             skip: 0,
-            multiprocessors: stream.device.multiprocessors,
         };
         let params = (0..this.model.layers.len())
             .map(|number| this.layer_params(number, SQUARE_PARTS, 1))
@@ -350,16 +348,6 @@ impl Forward {
         splits(&self.model.spec, size.decoding, self.max_model_len).min(self.buffers.most_splits)
     }
 
-    /// Warps that have one key/value head of a short sequence together when a step of that size decodes: as many
-    /// as let all sequences be on the GPU at once.
-    fn item_warps(&self, size: StepSize) -> usize {
-        let (spec, most) = (&self.model.spec, decode_warps(&self.model.spec));
-        let items = size.decoding * spec.num_kv_heads;
-        let there = DECODE_BLOCKS * most * self.multiprocessors;
-        let share = (there / items.max(1)).clamp(1, most);
-        1 << share.ilog2()
-    }
-
     fn attend(
         &self,
         stream: &Stream,
@@ -372,7 +360,8 @@ impl Forward {
         let spec = &self.model.spec;
         if size.decoding > 0 {
             let most = decode_warps(spec);
-            let warps = self.item_warps(size);
+            let there = DECODE_BLOCKS * most * stream.device.multiprocessors;
+            let warps = item_warps(size.decoding * spec.num_kv_heads, most, there);
             let sequences = size.decoding.div_ceil(most / warps);
             let grid = (spec.num_kv_heads, sequences, params.splits as usize);
             let params = AttentionParams {
@@ -482,7 +471,28 @@ fn decode_warps(spec: &ModelSpec) -> usize {
     }
 }
 
+/// Of the `most` warps of a block as many as have one of `items`, a key/value head of a short sequence, together: a power of
+/// two, so that all items are at once on a GPU that has `there` such warps.
+fn item_warps(items: usize, most: usize, there: usize) -> usize {
+    1 << (there / items.max(1)).clamp(1, most).ilog2()
+}
+
 /// Bytes of the results of one step.
 pub(crate) fn results_bytes(max_num_seqs: usize) -> usize {
     (max_num_seqs * size_of::<RowResult>()).next_multiple_of(256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::item_warps;
+
+    #[test]
+    fn the_more_sequences_the_fewer_warps_have_one() {
+        let warps = |sequences: usize| item_warps(sequences * 8, 8, 2 * 8 * 132);
+        assert_eq!(
+            [1, 33, 34, 66, 67, 132, 133, 1000].map(warps),
+            [8, 8, 4, 4, 2, 2, 1, 1]
+        );
+        assert_eq!(item_warps(8, 4, 2 * 4 * 132), 4);
+    }
 }

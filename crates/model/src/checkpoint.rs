@@ -28,12 +28,7 @@ impl Checkpoint {
     /// # Errors
     /// The path is neither, or what is there is broken or of a kind that is not built.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let opened = if path.is_dir() {
-            Self::open_folder(path, None)
-        } else {
-            Self::open_gguf(path)
-        };
-        opened.map_err(|error| error.in_file(path))
+        Self::open_with(path, None)
     }
 
     /// The same with random weights (`--load-format dummy`), of which a folder needs no file.
@@ -41,15 +36,22 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`]'s.
     pub fn open_invented(path: &Path, dtype: DType, seed: u64) -> Result<Self, ModelError> {
-        if path.is_dir() {
-            return Self::open_folder(path, Some((dtype, seed)))
-                .map_err(|error| error.in_file(path));
-        }
-        let opened = Self::open(path)?;
-        Ok(Self {
-            weights: Weights::dummy(&opened.spec, dtype, seed),
-            ..opened
-        })
+        Self::open_with(path, Some((dtype, seed)))
+    }
+
+    /// `invented`: the type and seed of random weights, in place of those that are stored.
+    fn open_with(path: &Path, invented: Option<(DType, u64)>) -> Result<Self, ModelError> {
+        let opened = if path.is_dir() {
+            Self::open_folder(path, invented)
+        } else {
+            Self::open_gguf(path).map(|mut opened| {
+                if let Some((dtype, seed)) = invented {
+                    opened.weights = Weights::dummy(&opened.spec, dtype, seed);
+                }
+                opened
+            })
+        };
+        opened.map_err(|error| error.in_file(path))
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
@@ -86,7 +88,6 @@ impl Checkpoint {
         })
     }
 
-    /// `invented`: the type and seed of random weights, in place of the folder's.
     fn open_folder(folder: &Path, invented: Option<(DType, u64)>) -> Result<Self, ModelError> {
         let read = |name: &str| {
             let path = folder.join(name);
@@ -103,9 +104,24 @@ impl Checkpoint {
         let generation = optional("generation_config.json")?;
         let text = read("config.json")?;
         let spec = hf::spec_from_config(&text, generation.as_deref(), &config)?;
+        let fields = serde_json::from_str(&text)
+            .map_err(|error| ModelError::format(&config, error.to_string()))?;
+        let method = hf::Method::from_config(&fields, &config)?;
         let (weights, converted) = match invented {
-            Some((dtype, seed)) => (Weights::dummy(&spec, dtype, seed), None),
-            None => Self::stored_weights(folder, &spec, &text, &config)?,
+            Some((dtype, seed)) => {
+                let weights = Weights::dummy(&spec, dtype, seed);
+                (weights, method.map(|method| method.to_string()))
+            }
+            None => {
+                let mut weights = hf::load_weights(folder, method.as_ref())?;
+                spec.split_fused(&mut weights)?;
+                spec.check_weights(&weights)?;
+                let converted = method.map(|method| {
+                    let types: Vec<_> = weights.made_types().iter().map(|t| t.name()).collect();
+                    format!("{method}, as {}", types.join(" and "))
+                });
+                (weights, converted)
+            }
         };
         let tokenizer = match optional("tokenizer.json")? {
             Some(json) => Some(Arc::new(Tokenizer::from_json(json.as_bytes())?)),
@@ -138,26 +154,6 @@ impl Checkpoint {
             converted,
             chat_template,
         })
-    }
-
-    /// A folder's weights, and how they are converted if they are quantised.
-    fn stored_weights(
-        folder: &Path,
-        spec: &ModelSpec,
-        text: &str,
-        config: &Path,
-    ) -> Result<(Weights, Option<String>), ModelError> {
-        let fields = serde_json::from_str(text)
-            .map_err(|error| ModelError::format(config, error.to_string()))?;
-        let method = hf::Method::from_config(&fields, config)?;
-        let mut weights = hf::load_weights(folder, method.as_ref())?;
-        spec.split_fused(&mut weights)?;
-        spec.check_weights(&weights)?;
-        let converted = method.map(|method| {
-            let types: Vec<_> = weights.made_types().iter().map(|t| t.name()).collect();
-            format!("{method}, as {}", types.join(" and "))
-        });
-        Ok((weights, converted))
     }
 
     /// Random weights for an architecture (`--load-format dummy`); no tokenizer.

@@ -63,14 +63,14 @@ fn one_command_leaves_results_and_a_report() {
     for outside in ["src=\"http", "href=\"http", "url(http", "@import"] {
         assert!(!page.contains(outside), "the page loads {outside}");
     }
-    // A step takes 1 ms, whatever is in it, and longer on a machine that has other work: the unit shows all the same.
+    // A step takes 1 ms, whatever is in it.
     let level: serde_json::Value =
         serde_json::from_str(&read(&out.join("throughput-4.json"))).unwrap();
     let metrics = &level["benchmarks"][0]["metrics"];
     let itl = metrics["inter_token_latency_ms"]["successful"]["median"]
         .as_f64()
         .unwrap();
-    assert!((1.0..100.0).contains(&itl), "{itl}");
+    assert!((1.0..3.0).contains(&itl), "{itl}");
     let requests = level["benchmarks"][0]["requests"]["successful"]
         .as_array()
         .unwrap();

@@ -308,8 +308,7 @@ pub fn bench_plans(
         let product = forward.product(*kind, count);
         let key = (product.row_tiles, product.k_tiles, product.tokens);
         let layers = match *kind {
-            KIND_HEAD => 1.0,
-            _ if in_step => 1.0,
+            kind if in_step || kind == KIND_HEAD => 1.0,
             _ => forward.model.layers.len() as f64,
         };
         let time = |executor: &mut CudaExecutor| {
