@@ -6,6 +6,8 @@
 #
 #   scripts/cuda-build.sh            all architectures
 #   scripts/cuda-build.sh 90a        only these (to try things out; not to be checked in)
+#   OUT=FILE scripts/cuda-build.sh 80:90    what sm_80 is given, as machine code of sm_90: `cuda_check fatbin=FILE as=8.0`
+#   OUT=FILE POWERBAND_NVCC_FLAGS=-DHAS_WGMMA=0 scripts/cuda-build.sh 90a    what sm_100a is given: as=10.0
 #   POWERBAND_NVCC=nvcc ...          an nvcc of your own (13.0)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,11 +39,12 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(80 86 89 90a 100a 120a)
 arch=()
 for target in "${targets[@]}"; do
-    arch+=(-gencode "arch=compute_$target,code=sm_$target")
+    arch+=(-gencode "arch=compute_${target%:*},code=sm_${target#*:}")
 done
 [ $# -gt 0 ] || arch+=(-gencode "arch=compute_80,code=compute_80")
 
 "$nvcc" -std=c++17 -O3 --threads 2 -fatbin --compress-mode=size -Werror all-warnings \
-    ${POWERBAND_NVCC_FLAGS:-} "${arch[@]}" "$kernels/powerband.cu" -o "$kernels/powerband.fatbin"
+    ${POWERBAND_NVCC_FLAGS:-} "${arch[@]}" "$kernels/powerband.cu" -o "${OUT:-$kernels/powerband.fatbin}"
+[ -z "${OUT:-}" ] || exit 0
 (cd "$kernels" && LC_ALL=C cat -- *.cu *.cuh | sha256sum | cut -d' ' -f1) >"$kernels/powerband.sha256"
 ls -l "$kernels/powerband.fatbin" >&2

@@ -11,7 +11,7 @@ use powerband_engine::executor::ExecutorLimits;
 use powerband_engine::sim::{SimExecutor, SimTiming};
 use powerband_engine::{Engine, EngineConfig, Executor};
 use powerband_model::spec::{RopeScaling, builtin};
-use powerband_model::{ChatTemplate, Checkpoint, DType, ModelSpec, Weights};
+use powerband_model::{ChatTemplate, Checkpoint, DType, ModelError, ModelSpec, Weights};
 use powerband_server::{GpuReader, GpuReading, ModelContext};
 
 use crate::commands::pull::locate_model;
@@ -309,10 +309,17 @@ fn open(
         false => Checkpoint::open(&path),
     };
     let checkpoint = opened.map_err(|error| {
-        CliError::new(error).hint(
-            "`powerband pull` fetches a model whole and checks it; GGUF files and Hugging Face folders \
-             with safetensors are read",
-        )
+        let hint = match error {
+            ModelError::NoWeights { .. } => {
+                "`powerband pull` fetches a model whole; --load-format dummy runs this one with random \
+                 weights"
+            }
+            _ => {
+                "`powerband pull` fetches a model whole and checks it; GGUF files and Hugging Face folders \
+                 with safetensors are read"
+            }
+        };
+        CliError::new(error).hint(hint)
     })?;
     trim();
     if let Some(method @ ("gptq" | "awq" | "fp8" | "gguf")) = args.quantization.as_deref() {

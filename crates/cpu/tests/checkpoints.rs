@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use powerband_cpu::simd::Isa;
 use powerband_cpu::{Chunk, CpuOptions, Runner};
 use powerband_engine::KvCacheDtype;
-use powerband_model::Checkpoint;
+use powerband_model::{Checkpoint, DType, ModelSpec, Weights};
 use serde_json::Value;
 use support::distance;
 
@@ -40,6 +40,10 @@ fn expected(file: &Path) -> (Vec<u32>, Vec<Vec<f32>>) {
 
 fn runner(path: &Path, isa: Isa, max_model_len: usize) -> Runner {
     let checkpoint = Checkpoint::open(path).unwrap();
+    runner_of(&checkpoint.spec, &checkpoint.weights, isa, max_model_len)
+}
+
+fn runner_of(spec: &ModelSpec, weights: &Weights, isa: Isa, max_model_len: usize) -> Runner {
     let options = CpuOptions {
         threads: Some(2),
         kv_dtype: KvCacheDtype::F32,
@@ -47,7 +51,7 @@ fn runner(path: &Path, isa: Isa, max_model_len: usize) -> Runner {
         isa: Some(isa),
         ..CpuOptions::default()
     };
-    Runner::new(&checkpoint.spec, &checkpoint.weights, options).unwrap()
+    Runner::new(spec, weights, options).unwrap()
 }
 
 #[test]
@@ -133,6 +137,41 @@ fn quantised_checkpoints_compute_what_their_weights_say() {
             };
             let name = folder.display();
             assert!(error < limit, "{name} {}: off by {error}", isa.name());
+        }
+    }
+}
+
+/// Codes of fp8 are expanded as they are packed.
+#[test]
+fn fp8_computes_the_same_bits_as_the_checkpoint_in_bf16() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    for name in ["fp8-tensor", "fp8-rows"] {
+        let folder = fixtures.join("quantised").join(name);
+        let (prompt, _) = expected(&folder.join("expected.json"));
+        let codes = Checkpoint::open(&folder).unwrap();
+        let wide = Checkpoint::open(&folder).unwrap().weights;
+        let wide = wide.stored_as(DType::BF16);
+        let first = "model.layers.0.mlp.down_proj.weight";
+        let types = [&codes.weights, &wide].map(|weights| weights.dtype(first).unwrap());
+        assert_eq!(types, [DType::F8_E4M3, DType::BF16]);
+        for isa in Isa::all() {
+            let logits = |weights: &Weights| {
+                let mut runner = runner_of(&codes.spec, weights, isa, 64);
+                let chunk = Chunk {
+                    tokens: &prompt,
+                    start: 0,
+                    blocks: &[2, 0, 1, 3],
+                    logits: 1,
+                };
+                runner.forward(&[chunk]).unwrap();
+                runner.logits(0).to_vec()
+            };
+            assert_eq!(
+                logits(&codes.weights),
+                logits(&wide),
+                "{name} {}",
+                isa.name()
+            );
         }
     }
 }

@@ -114,7 +114,6 @@ fn main() -> Result<(), EngineError> {
                 pace,
                 wide,
                 wide_pace,
-                ..own
             };
             set_tuning(&mut executor, other)?;
             for &count in &batches {

@@ -1,15 +1,35 @@
 //! All checks on the GPU of this machine: `cuda_check [--no-graphs] [FILTER]`; with `cuda_check model=FILE` those of
 //! a real model, SmolLM2-135M-Instruct.Q4_1.gguf. Ends with 1 if one fails, and says so visibly when
 //! there is no GPU.
+//!
+//! `fatbin=FILE as=8.6` checks what another generation of GPUs is given: kernels that were compiled from its source for
+//! this one (`scripts/cuda-build.sh 86:90`), chosen as for that generation.
 
-use powerband_cuda::check;
+use powerband_cuda::check::{self, How};
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).peekable();
-    if arguments.next_if_eq("--no-graphs").is_some() {
-        check::without_graphs();
+    let mut filter = String::new();
+    let mut how = How {
+        graphs: true,
+        fatbin: None,
+        generation: None,
+    };
+    for argument in std::env::args().skip(1) {
+        match argument.split_once('=') {
+            None if argument == "--no-graphs" => how.graphs = false,
+            Some(("fatbin", path)) => how.fatbin = Some(path.into()),
+            Some(("as", version)) => {
+                let numbers: Vec<i32> = version.split('.').flat_map(str::parse).collect();
+                let [major, minor] = numbers[..] else {
+                    eprintln!("as={version}: a compute capability is needed, as 8.6");
+                    std::process::exit(2);
+                };
+                how.generation = Some((major, minor));
+            }
+            _ => filter = argument,
+        }
     }
-    let filter = arguments.next().unwrap_or_default();
+    check::set_how(how);
     match powerband_cuda::probe() {
         Ok(info) => println!("{} (CUDA {})", info.name, info.driver_cuda_version),
         Err(reason) => {

@@ -163,12 +163,9 @@ template <typename T, int HD, int N> struct Attend {
 
 // The warps that have an item together: all of a block, or teams of some, each with a barrier of its own.
 #define FIRST_TEAM 8
-template <int WARPS, int TEAMS = 1> struct Warps {
+template <int WARPS> struct Warps {
   static constexpr int warps = WARPS, most = WARPS;
-  static __device__ inline void sync() {
-    if (TEAMS == 1) asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
-    else asm volatile("bar.sync %0, %1;" ::"r"(FIRST_TEAM + threadIdx.x / (WARPS * 32)), "n"(WARPS * 32) : "memory");
-  }
+  static __device__ inline void sync() { asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory"); }
 };
 // The same, of a number up to MOST that is known when it runs.
 template <int MOST> struct SomeWarps {
@@ -399,8 +396,8 @@ static __device__ inline void attend_decode(const AttentionParams &p) {
       SomeWarps<kWarps> mine = {all ? kWarps : p.warps, all ? 0 : team};
       int begin = all ? 0 : team * p.warps;
       attend_span<T, KIND, HD, N, true>(p, span, index, blockIdx.x, blockIdx.z,
-                                                merged + begin * N * 8 * Merged<HD, N>::kStride, flags + begin,
-                                                Finished{p.query, p.q_dim}, mine);
+                                        merged + begin * N * 8 * Merged<HD, N>::kStride, flags + begin,
+                                        Finished{p.query, p.q_dim}, mine);
     }
     if (!all && (teams == 1 || !__syncthreads_or(alone))) return;
   }

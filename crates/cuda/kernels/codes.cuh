@@ -25,7 +25,7 @@ template <int BITS, int BLOCKS, bool MIN> struct Slab {
 };
 
 // Codes can be multiplied without making their worth of them first (`raw`): as bf16 of far too small an exponent, which
-// inputs that were raised by 2^100 (LIFT, exact) and the sums' factor (`kLower`) make up for (`Share` in `skinny.cuh`).
+// inputs that were raised by 2^100 (LIFT, exact) and the sums' factor (`kLower`) make up for (`Share` in `share.cuh`).
 // Products are exact with subnormal numbers too. An integer less an offset is multiplied with the offset: sums begin with
 // as much less (`kBase`: the offset's opposite as such a number, or one, if sums of inputs are needed).
 #define LIFT 0x71807180u

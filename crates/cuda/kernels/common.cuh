@@ -6,11 +6,14 @@
 #include <cuda_fp8.h>
 #include <stdint.h>
 
-// sm_90a alone has warpgroup matrix instructions; everything else multiplies warp by warp.
+// sm_90a alone has warpgroup matrix instructions; everything else multiplies warp by warp. Given to the compiler as 0,
+// Hopper gets what Blackwell does.
+#ifndef HAS_WGMMA
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HAS_WGMMA 1
 #else
 #define HAS_WGMMA 0
+#endif
 #endif
 
 // Copies of whole chunks by one thread, clusters, and kernels that start early.
@@ -83,6 +86,9 @@ static __device__ inline void wait_for_inputs() {
 #endif
 }
 
+// The eight warps that multiply have come.
+static __device__ inline void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
 static __device__ inline void barrier_init(uint32_t bar, uint32_t count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
 }
@@ -153,21 +159,28 @@ static __device__ inline uint32_t cluster_rank() {
 #endif
   return n;
 }
-static __device__ inline void cluster_sync() {
+// This thread is there; all threads of the cluster that have not ended are.
+static __device__ inline void cluster_arrive() {
 #if HAS_BULK
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
 #endif
 }
-static __device__ inline float2 read_shared(uint32_t address, uint32_t rank) {
-  float2 v;
+static __device__ inline void cluster_wait() {
 #if HAS_BULK
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(there) : "memory");
-#else
-  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
-  return v;
+}
+static __device__ inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
+// The place in the memory of the cluster's block `rank` of `blocks` that `own` is in this one's.
+template <typename V> static __device__ inline V *in_block(V *own, uint32_t rank, uint32_t blocks) {
+#if HAS_BULK
+  if (blocks > 1) {
+    uint64_t there;
+    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(own), "r"(rank));
+    return reinterpret_cast<V *>(there);
+  }
+#endif
+  return own;
 }
 
 static __device__ inline uint64_t policy_evict_first() {
@@ -206,10 +219,6 @@ __device__ inline void mma<f16>(float *c, const uint32_t *a, const uint32_t *b) 
 static __device__ inline void ldmatrix4(uint32_t *r, uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
-static __device__ inline void ldmatrix2(uint32_t *r, uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
 }
 // The transpose of an 8 by 8 matrix that a warp holds in fragment order.
 static __device__ inline uint32_t transpose8(uint32_t x) {

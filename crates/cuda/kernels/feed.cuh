@@ -22,7 +22,7 @@ struct WideParams {
 #define WIDE_THREADS 512
 #define WIDE_FETCHERS 4
 // Those who wait until all blocks have met: all but the one that asks for weights.
-#define WIDE_TOKENS 32
+#define WIDE_TOKENS 16
 #define WIDE_MEET (LAYER_THREADS + 32 * (WIDE_FETCHERS + 2))
 #define WIDE_DONE (LAYER_THREADS + 32)
 static __device__ inline void take_wide_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 192;"); }

@@ -67,7 +67,9 @@ static __device__ inline float half_at(const uint8_t *p) {
 // A code and what goes with it.
 struct Quantised { int code; float scale, add; };
 
-// Codes that the checkpoint has already, in its blocks of 32 to 256 as DType in powerband-model has them.
+// Codes that the checkpoint has already, in its blocks of 32 to 256 as DType in powerband-model has them. Where a scale is
+// an f32 there it is rounded to f16 here: by one part in 4096 at most, in steps of 2^-24 below 2^-14. Scales of fp8 that
+// would change by more than one part in 512 do not come here: `fp8.rs` in powerband-model.
 template <typename W> static __device__ inline Quantised stored(const PackParams &p, int row, int col) {
   const uint8_t *from = reinterpret_cast<const uint8_t *>(p.from);
   if (p.source == FROM_Q4_K) {
@@ -78,12 +80,13 @@ template <typename W> static __device__ inline Quantised stored(const PackParams
     uint8_t byte = block[16 + sub / 2 * 32 + within];
     return {sub & 1 ? byte >> 4 : byte & 15, half_at(block) * low, -half_at(block + 2) * high};
   }
-  if (W::kFormat == AS_NF4) {
-    // An f32 for 64, each half of which is laid out as Q4_0.
-    const uint8_t *block = from + ((size_t)row * (p.cols / 64) + col / 64) * 36;
+  if (W::kFormat == AS_NF4 || W::kFormat == AS_F8) {
+    // An f32 for 64 codes: bytes, or each half of them laid out as Q4_0.
+    const uint8_t *block = from + ((size_t)row * (p.cols / 64) + col / 64) * (4 + W::kBits * 8);
+    float scale = __uint_as_float(block[0] | block[1] << 8 | block[2] << 16 | (uint32_t)block[3] << 24);
+    if (W::kBits == 8) return {(int)block[4 + col % 64], scale, 0};
     uint8_t byte = block[4 + col % 64 / 32 * 16 + col % 16];
-    uint32_t scale = block[0] | block[1] << 8 | block[2] << 16 | (uint32_t)block[3] << 24;
-    return {col & 16 ? byte >> 4 : byte & 15, __uint_as_float(scale), 0};
+    return {col & 16 ? byte >> 4 : byte & 15, scale, 0};
   }
   constexpr int kBytes = W::kBits * 4 + (W::kMin ? 4 : 2);
   const uint8_t *block = from + ((size_t)row * (p.cols / 32) + col / 32) * kBytes;

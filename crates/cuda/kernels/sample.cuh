@@ -78,8 +78,7 @@ struct Team {
   }
   // What block `from` has given, at `i`.
   __device__ float2 of(int i, int from) const {
-    uint32_t at = smem_address(exchange + turn * MOST_SUMS + i);
-    return size > 1 ? read_shared(at, from) : exchange[turn * MOST_SUMS + i];
+    return *in_block(exchange + turn * MOST_SUMS + i, from, size);
   }
   // The sums over all blocks of N numbers of each thread; every thread has them afterwards.
   template <int N> __device__ void sum(float *x) {

@@ -328,8 +328,8 @@ static __device__ inline void multiply_items(const GemmParams &p, int first, int
 }
 
 // Places of a warp's ring, of two tiles, in the kernel of one product, of which two share a multiprocessor.
-// Three places of bf16: 2 to 4 % slower.
-template <typename W> struct Depth { static constexpr int value = W::kBits == 4 ? 6 : 4; };
+// Three places of bf16: 2 to 4 % slower. Beside a table there is little room on consumers' GPUs.
+template <typename W> struct Depth { static constexpr int value = W::kBits == 4 && W::kTable == 0 ? 6 : 4; };
 template <> struct Depth<Plain> { static constexpr int value = 2; };
 
 // Shared memory: the warps' rings, their sums, the norms' factors, a table.

@@ -11,6 +11,9 @@
 #pragma once
 #include "feed.cuh"
 
+// Floats from one token's sums of 64 rows to the next one's.
+#define RED_STRIDE 68
+
 // A warpgroup's sums of an item.
 template <int TM>
 static __device__ inline void multiply_wide(const WideItem &item, int row_tiles, WideRing<TM> &ring, float *acc, int wg,
@@ -221,25 +224,18 @@ static __device__ inline void wide_items(const WideParams &p, const GemmParams &
   if (g.squares && first < all) factors = factors_after<TM>(factors);
 }
 
-// The attention of a layer, of the heads and sequences that fall to this block: the warps that multiply, in teams, have
-// several at a time.
-template <int TM, int HD>
-static __device__ inline void attend_wide(const LayerParams &layer, int kv_heads, int first, float *merged, int *flags) {
-  constexpr int kWarps = TM > 16 ? 4 : 8, kTeams = 8 / kWarps;
+// The attention of a layer, of the heads and sequences that fall to this block.
+template <int HD>
+static __device__ inline void attend_wide(const LayerParams &layer, int kv_heads, int first, float *merged, int *flag) {
   const AttentionParams &p = layer.attention;
-  int each = *p.count * kv_heads, team = threadIdx.x / (32 * kWarps);
+  int each = *p.count * kv_heads;
   Flowing<false> source = {reinterpret_cast<const bf16 *>(p.query), layer.clear_attended, p.q_dim, p.kv_dim};
-  merged += team * kWarps * 8 * Merged<HD, 1>::kStride;
-  bool some = false;
-  consumers_sync(); // sums have been read
-  for (int i = first + team * gridDim.x; i < each * p.splits; i += kTeams * gridDim.x) {
+  for (int i = first; i < each * p.splits; i += gridDim.x) {
     int split = i / each, index = i % each / kv_heads, head = i % kv_heads;
     Span span;
     if (!span.find(p, Span::load(p, index), split)) continue;
-    if (some) Warps<kWarps, kTeams>::sync(); // what was merged before has been read
-    some = true;
-    attend_span<bf16, KV_ANY, HD, 1, false>(p, span, index, head, split, merged, flags + team, source,
-                                            Warps<kWarps, kTeams>());
+    consumers_sync(); // sums, or what was merged before, have been read
+    attend_span<bf16, KV_ANY, HD, 1, false>(p, span, index, head, split, merged, flag, source, Warps<8>());
   }
   consumers_sync();
 }
@@ -294,7 +290,7 @@ template <int TM, int HD> static __device__ inline void wide(const WideParams &p
       // All blocks have finished the layer before: this one's last product clears what that one used.
       if (product == 3 && n > 0) barrier_meet<WIDE_MEET>(ALL_MET);
       wide_items<TM>(p, layer.product[product], layer.flow[product], n, product, ring, sums, factors, flag + 4);
-      if (product == 0) attend_wide<TM, HD>(layer, p.kv_heads, attends, sums, flag);
+      if (product == 0) attend_wide<HD>(layer, p.kv_heads, attends, sums, flag);
     }
     if (n + 1 < p.count) barrier_come<WIDE_DONE>(ALL_DONE);
   }
@@ -311,4 +307,3 @@ template <int TM, int HD> static __device__ inline void wide(const WideParams &p
     WIDE_BODY(TM, HD);                                                                             \
   }
 WIDE(16, 64)
-WIDE(32, 64)

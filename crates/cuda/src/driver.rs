@@ -3,16 +3,19 @@
 //! Every handle frees itself. Nothing here is global: a [`Device`] holds its context, and what is
 //! made on it keeps it alive. A process without a driver never gets past [`Device::open`].
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, c_void};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
+mod generation;
 mod memory;
+mod module;
 mod tensor_map;
 
 pub(crate) use memory::{DeviceMemory, HostMemory};
+pub(crate) use module::{Kernel, Module};
 pub(crate) use tensor_map::TensorMap;
 
 /// A call of the driver failed.
@@ -221,31 +224,15 @@ impl Stream {
             attribute(
                 sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             ),
-            attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION),
+            in_clusters(shape),
         ];
         attributes[0].value.programmaticStreamSerializationAllowed = 1;
-        attributes[1].value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
-            x: shape.cluster.max(1),
-            y: 1,
-            z: 1,
-        };
         let attributes_used = match (self.device.has_clusters(), shape.cluster > 1) {
             (false, _) => 0,
             (true, false) => 1,
             (true, true) => 2,
         };
-        let config = sys::CUlaunchConfig {
-            gridDimX: shape.grid.0,
-            gridDimY: shape.grid.1,
-            gridDimZ: shape.grid.2,
-            blockDimX: shape.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shape.shared,
-            hStream: self.handle,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes_used,
-        };
+        let config = config(shape, self.handle, &mut attributes[..attributes_used]);
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one structure by value, of which the driver makes a copy now.
         check("cuLaunchKernelEx", unsafe {
@@ -325,6 +312,36 @@ fn attribute(id: sys::CUlaunchAttributeID) -> sys::CUlaunchAttribute {
         id,
         pad: [0; 4],
         value: sys::CUlaunchAttributeValue { pad: [0; 64] },
+    }
+}
+
+fn in_clusters(shape: Shape) -> sys::CUlaunchAttribute {
+    let mut attribute = attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+    attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+        x: shape.cluster.max(1),
+        y: 1,
+        z: 1,
+    };
+    attribute
+}
+
+/// To be used while `attributes` live.
+fn config(
+    shape: Shape,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: shape.grid.0,
+        gridDimY: shape.grid.1,
+        gridDimZ: shape.grid.2,
+        blockDimX: shape.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shape.shared,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
     }
 }
 
@@ -413,78 +430,5 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: made in `new`.
         unsafe { sys::cuEventDestroy_v2(self.handle) };
-    }
-}
-
-/// Compiled kernels on a GPU.
-#[derive(Debug)]
-pub(crate) struct Module {
-    handle: sys::CUmodule,
-    device: Arc<Device>,
-}
-
-// SAFETY: the driver's handles may be used from any thread.
-unsafe impl Send for Module {}
-
-/// One of them; lives as long as its module.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Kernel {
-    handle: sys::CUfunction,
-}
-
-// SAFETY: the driver's handles may be used from any thread.
-unsafe impl Send for Kernel {}
-
-impl Module {
-    pub fn load(device: &Arc<Device>, fatbin: &[u8]) -> Result<Self> {
-        let mut handle = null_mut();
-        device.make_current()?;
-        // The driver reads words of eight bytes; its length stands in the file.
-        let words: Vec<u64> = fatbin
-            .chunks(8)
-            .map(|chunk| {
-                let mut word = [0; 8];
-                word[..chunk.len()].copy_from_slice(chunk);
-                u64::from_ne_bytes(word)
-            })
-            .collect();
-        // SAFETY: a whole fatbin, aligned; the driver copies what it needs.
-        check("cuModuleLoadData", unsafe {
-            sys::cuModuleLoadData(&mut handle, words.as_ptr().cast())
-        })?;
-        Ok(Self {
-            handle,
-            device: device.clone(),
-        })
-    }
-
-    /// The kernel of that name, which may be given up to `shared` bytes of shared memory.
-    pub fn kernel(&self, name: &str, shared: usize) -> Result<Kernel> {
-        let mut handle = null_mut();
-        let text = CString::new(name).unwrap_or_default();
-        // SAFETY: a live module, a string with its zero, a pointer to a local.
-        check("cuModuleGetFunction", unsafe {
-            sys::cuModuleGetFunction(&mut handle, self.handle, text.as_ptr())
-        })
-        .map_err(|error| DriverError {
-            reason: format!("{name}: {}", error.reason),
-            ..error
-        })?;
-        if shared > 0 {
-            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a live handle.
-            check("cuFuncSetAttribute", unsafe {
-                sys::cuFuncSetAttribute(handle, most, shared as i32)
-            })?;
-        }
-        Ok(Kernel { handle })
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        let _ = self.device.make_current();
-        // SAFETY: loaded in `load`; whoever owns this waits for its kernels first.
-        unsafe { sys::cuModuleUnload(self.handle) };
     }
 }

@@ -14,7 +14,7 @@ use powerband_model::{ModelSpec, Weights};
 
 use crate::buffers::Buffers;
 use crate::driver::{Device, DeviceMemory, DriverError, Event, Graph, HostMemory, Module, Stream};
-use crate::fatbin::FATBIN;
+use crate::fatbin;
 use crate::formats::Formats;
 use crate::forward::{Cache, Forward, Parts, RING, results_bytes};
 use crate::memory::{self, MemoryBudget};
@@ -44,20 +44,7 @@ fn graph_sizes(most: usize) -> Vec<usize> {
 #[derive(Debug)]
 struct Recorded {
     sequences: usize,
-    /// Only for sequences that are long, or that are not; see [`StepSize::long`].
-    long: Option<bool>,
     graph: Graph,
-}
-
-/// The first of those recorded, smaller ones first, that computes a step of so many sequences.
-fn fitting(
-    recorded: impl Iterator<Item = (usize, Option<bool>)>,
-    sequences: usize,
-    long: bool,
-) -> Option<usize> {
-    let mut numbered = recorded.enumerate();
-    let fits = |(n, only): (usize, Option<bool>)| n >= sequences && only.is_none_or(|o| o == long);
-    numbered.find(|(_, graph)| fits(*graph)).map(|(at, _)| at)
 }
 
 /// A step that the GPU is computing.
@@ -115,21 +102,15 @@ impl CudaExecutor {
         mut options: CudaOptions,
     ) -> Result<Self, EngineError> {
         options::check(spec, &options)?;
-        let device = Device::open(options.ordinal).map_err(failure)?;
+        let device = Device::open_as(options.ordinal, options.generation).map_err(failure)?;
         if device.major < 8 {
             return Err(EngineError::Unsupported(format!(
                 "{} (compute capability {}.{}); the kernels need 8.0 or newer",
                 device.name, device.major, device.minor
             )));
         }
-        let other = match &options.fatbin {
-            Some(path) => Some(std::fs::read(path).map_err(|error| {
-                EngineError::Config(format!("cannot read {}: {error}", path.display()))
-            })?),
-            None => None,
-        };
-        let fatbin = other.as_deref().unwrap_or(FATBIN);
-        let module = Module::load(&device, fatbin).map_err(failure)?;
+        let kernels = fatbin::kernels(options.fatbin.as_deref())?;
+        let module = Module::load(&device, &kernels).map_err(failure)?;
         let stream = Stream::new(&device).map_err(failure)?;
         let layout = StepLayout::new(spec, &options);
         let formats = Formats::choose(spec, weights, &options);
@@ -295,24 +276,14 @@ impl CudaExecutor {
                 rows: sequences,
                 tiles: 0,
                 all_sampled: true,
-                long: false,
             };
-            let lengths: &[Option<bool>] = match self.forward.depends_on_length(size) {
-                true => &[Some(false), Some(true)],
-                false => &[None],
-            };
-            for &only in lengths {
-                let long = only.unwrap_or_default();
-                let size = StepSize { long, ..size };
-                let graph = self
-                    .stream
-                    .capture(|| self.forward.launch(&self.stream, size).map_err(Fault));
-                self.graphs.push(Recorded {
-                    sequences,
-                    long: only,
-                    graph: graph.map_err(|fault| fault.0)?,
-                });
-            }
+            let graph = self
+                .stream
+                .capture(|| self.forward.launch(&self.stream, size).map_err(Fault));
+            self.graphs.push(Recorded {
+                sequences,
+                graph: graph.map_err(|fault| fault.0)?,
+            });
         }
         Ok(())
     }
@@ -340,11 +311,11 @@ impl CudaExecutor {
             }
         }
         let only_decoding = size.all_sampled && size.tiles == 0 && size.tokens > 0;
-        let recorded = self
-            .graphs
-            .iter()
-            .map(|graph| (graph.sequences, graph.long));
-        let graph = fitting(recorded, size.tokens, size.long).filter(|_| only_decoding);
+        // The first that is large enough; smaller ones come first.
+        let mut recorded = self.graphs.iter();
+        let graph = recorded
+            .position(|graph| graph.sequences >= size.tokens)
+            .filter(|_| only_decoding);
         let bytes = self.steps.slice(place * layout.bytes, layout.bytes);
         if let Some(index) = graph {
             self.batch
@@ -474,17 +445,6 @@ fn read_result(bytes: &[u8], row: usize) -> RowResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_step_finds_the_next_larger_graph_of_its_length() {
-        let (short, long) = (Some(false), Some(true));
-        let graphs = [(8, None), (16, None), (24, short), (24, long), (32, None)];
-        let find = |sequences, long| fitting(graphs.into_iter(), sequences, long);
-        assert_eq!([find(3, false), find(3, true)], [Some(0), Some(0)]);
-        assert_eq!([find(17, false), find(17, true)], [Some(2), Some(3)]);
-        assert_eq!([find(25, false), find(25, true)], [Some(4), Some(4)]);
-        assert_eq!([find(33, false), find(33, true)], [None, None]);
-    }
 
     #[test]
     fn graphs_lie_close_together() {

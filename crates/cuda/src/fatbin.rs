@@ -1,7 +1,25 @@
 //! The compiled kernels. `scripts/cuda-build.sh` makes them; a test says when that was forgotten.
 
+use std::borrow::Cow;
+use std::path::Path;
+
+use powerband_engine::EngineError;
+
 /// Machine code for several generations of GPUs, and PTX for the next.
-pub(crate) static FATBIN: &[u8] = include_bytes!("../kernels/powerband.fatbin");
+static FATBIN: &[u8] = include_bytes!("../kernels/powerband.fatbin");
+
+/// The kernels: those that are built in, or others from a file.
+///
+/// # Errors
+/// The file cannot be read.
+pub(crate) fn kernels(other: Option<&Path>) -> Result<Cow<'static, [u8]>, EngineError> {
+    let Some(path) = other else {
+        return Ok(Cow::Borrowed(FATBIN));
+    };
+    let read = std::fs::read(path)
+        .map_err(|error| EngineError::Config(format!("cannot read {}: {error}", path.display())))?;
+    Ok(Cow::Owned(read))
+}
 
 #[cfg(test)]
 mod tests {

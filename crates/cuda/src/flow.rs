@@ -6,7 +6,7 @@ use crate::buffers::{Buffers, Places, SQUARE_PARTS, tiled_bytes};
 use crate::params::{FlowParams, GemmParams, LayerParams};
 
 /// Tokens at most.
-pub(crate) const MOST_TOKENS: usize = 32;
+pub(crate) const MOST_TOKENS: usize = 16;
 
 /// Blocks that share the columns of a product, at most.
 const MOST_PARTS: usize = 4;

@@ -79,6 +79,7 @@ impl Format {
         match dtype {
             DType::F32 | DType::F16 | DType::BF16 => Self::Bf16,
             DType::NF4 => Self::Nf4,
+            DType::F8_E4M3 => Self::F8,
             DType::Q4_0 => Self::Q4,
             DType::Q4_1 | DType::Q4_K => Self::M4,
             _ => Self::Q8,
@@ -92,7 +93,8 @@ impl Format {
             Self::Q4 => dtype == DType::Q4_0,
             Self::M4 => matches!(dtype, DType::Q4_1 | DType::Q4_K),
             Self::Q8 => dtype == DType::Q8_0,
-            _ => false,
+            Self::F8 => dtype == DType::F8_E4M3,
+            Self::Bf16 => false,
         }
     }
 
@@ -224,6 +226,45 @@ mod tests {
         assert_eq!(formats.layers[0].qkv, Format::Q8);
         assert_eq!(formats.layers[0].output, Format::F8);
         assert_eq!(formats.layers[0].gate_up, Format::Q4);
+    }
+
+    #[test]
+    fn codes_of_fp8_stay_and_beside_floats_they_are_expanded() {
+        let spec = powerband_model::ModelSpec {
+            num_layers: 1,
+            ..builtin("smollm2-135m").unwrap()
+        };
+        let tensors = spec.tensors().into_iter().map(|(name, shape)| {
+            let dtype = match name.as_str() {
+                _ if shape.len() < 2 => DType::F32,
+                n if n.contains("embed") || n.contains("up_proj") => DType::BF16,
+                _ => DType::F8_E4M3,
+            };
+            let bytes = vec![0u8; dtype.bytes_for(shape.iter().product()).unwrap()];
+            powerband_model::Tensor::owned(name, dtype, shape, bytes).unwrap()
+        });
+        let weights = Weights::new(tensors);
+        let of = |quantization| {
+            let options = CudaOptions {
+                quantization,
+                ..CudaOptions::default()
+            };
+            let formats = Formats::choose(&spec, &weights, &options);
+            (formats.embedding, formats.layers[0])
+        };
+        let expected = LayerFormats {
+            qkv: Format::F8,
+            output: Format::F8,
+            gate_up: Format::Bf16,
+            down: Format::F8,
+        };
+        assert_eq!(of(None), (Format::Bf16, expected));
+        // What has codes keeps them; what has none gets those that are asked for.
+        let (embedding, layer) = of(Some(WeightQuantization::Fp8));
+        assert_eq!((embedding, layer.gate_up), (Format::Q8, Format::F8));
+        let (embedding, layer) = of(Some(WeightQuantization::Nf4));
+        assert_eq!((embedding, layer.gate_up), (Format::Bf16, Format::Q8));
+        assert_eq!((layer.qkv, layer.down), (Format::F8, Format::F8));
     }
 
     #[test]

@@ -129,13 +129,7 @@ impl Forward {
         let layers = self.layers.as_ref()?;
         let decodes = size.tiles == 0 && size.decoding == size.tokens && size.all_sampled;
         let whole = self.skip == 0;
-        (decodes && whole && layers.takes(size.tokens, size.long)).then_some(layers)
-    }
-
-    /// Is a step of that size computed in another way if its sequences are long?
-    pub fn depends_on_length(&self, size: StepSize) -> bool {
-        let as_one = |long| self.as_one(StepSize { long, ..size }).is_some();
-        as_one(true) != as_one(false)
+        (decodes && whole && layers.takes(size.tokens)).then_some(layers)
     }
 
     /// Sums of squares that a step keeps for 64 columns.

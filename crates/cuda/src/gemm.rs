@@ -4,39 +4,44 @@ use std::collections::HashMap;
 
 use crate::driver::{Device, DriverError, Kernel, Module, Shape};
 use crate::formats::Format;
-use crate::params::{ADD_RESIDUAL, STORE_QKV};
+use crate::params::LOGITS;
 
-/// Tokens and tiles of 64 weight rows that a block of each kernel computes.
-const VARIANTS: [(usize, usize); 9] = [
-    (8, 1),
-    (16, 1),
-    (32, 1),
-    (64, 1),
+/// Tokens that a block of each kernel computes, and for how many tiles of 64 weight rows: `gemm.cuh`.
+const VARIANTS: [(usize, usize); 10] = [
+    (16, 2),
+    (32, 2),
     (64, 2),
     (128, 2),
     (160, 2),
     (256, 2),
-    // 16 rows, not a whole tile.
-    (8, SKINNY),
+    (16, SLIM),
+    (32, SLIM),
+    (64, SLIM),
+    (SKINNY_TOKENS, SKINNY),
 ];
 
-/// Those that exist for bf16 alone: elsewhere the ones beside them were never slower.
-const PLAIN_ONLY: [(usize, usize); 3] = [(8, 1), (64, 1), HOPPER_ONLY];
+/// Kernels for GPUs without clusters, whose blocks would be too few for few tokens.
+const SLIM: usize = 1;
 
-/// The one that exists only for Hopper's instructions.
-const HOPPER_ONLY: (usize, usize) = (160, 2);
-
-/// Stands for the tiles of rows of the kernels in `skinny.cuh`.
+/// Stands for the 16 rows of the kernels in `skinny.cuh`.
 const SKINNY: usize = 0;
 
-/// Tokens that those kernels compute at most.
+/// One whose blocks leave no room beside them.
+const LARGE: usize = 3;
+
+/// The one that exists only for bf16 and Hopper's instructions.
+const HOPPER_ONLY: (usize, usize) = (160, 2);
+
+/// Tokens that the kernels of `skinny.cuh` compute at most.
 const SKINNY_TOKENS: usize = 8;
 
 /// Places of a warp's ring in those kernels; `Depth` in `skinny.cuh`.
 fn skinny_depth(format: Format) -> usize {
     match format {
         Format::Bf16 => 2,
-        Format::Nf4 | Format::Q4 | Format::M4 => 6,
+        // Beside its table a block has little room on consumers' GPUs.
+        Format::Nf4 => 4,
+        Format::Q4 | Format::M4 => 6,
         Format::Q8 | Format::F8 => 4,
     }
 }
@@ -47,26 +52,31 @@ pub(crate) fn sums_bytes(eights: usize) -> usize {
     (4 / eights).max(2) * 8 * 8 * eights * 20 * 4
 }
 
-/// `GEMM_THREADS` in `gemm.cuh`
-fn threads(row_tiles: usize) -> u32 {
-    if row_tiles == 2 { 384 } else { 320 }
+/// Bytes of shared memory of a block of those kernels.
+fn skinny_shared(format: Format) -> usize {
+    // A place has a warp's 16 rows of two tiles.
+    let places = 8 * skinny_depth(format) * format.tile_bytes() / 2;
+    places + sums_bytes(1) + SKINNY_TOKENS * 4 + format.table_bytes()
 }
 
-/// Blocks that share the columns at most: `MOST_PARTS` in `gemm.cuh`, which adds up no more.
-const MOST_PARTS: usize = 4;
+/// `GEMM_THREADS` in `gemm.cuh`
+const THREADS: u32 = 384;
 
-/// Shared memory of a block that decodes.
-const ROOM: usize = 102 << 10;
+/// Blocks that may share the columns.
+pub(crate) const PARTS: [usize; 5] = [1, 2, 3, 4, 6];
 
 /// Bytes of one place in the ring of a kernel of `gemm.cuh`, and of everything else in shared memory.
-fn shared(format: Format, tokens: usize, row_tiles: usize) -> (usize, usize) {
-    let chunk = if tokens > 128 { 48 } else { tokens }; // `CHUNK`
+fn shared(format: Format, (tokens, rows): (usize, usize), parts: usize) -> (usize, usize) {
     // Two barriers belong to each place.
-    let place = row_tiles * format.tile_bytes() + tokens * 128 + 16;
-    (
-        place,
-        2 * chunk * 68 * 4 + row_tiles * tokens * 12 + format.table_bytes(),
-    )
+    let place = rows * format.tile_bytes() + tokens * 128 + 16;
+    // Floats for the end of an item: of eights of tokens, which blocks of a cluster (or both warpgroups) may share
+    // unevenly, sums and squares, or what the head chooses.
+    let room = match (rows, parts) {
+        (SLIM, _) => tokens.div_ceil(16) * 4 * 512 + 8 * tokens,
+        (_, 1) => 8 * 32 * 18 + 10 * tokens,
+        _ => tokens.div_ceil(8 * parts) * parts * 1024 + 8 * tokens,
+    };
+    (place, room * 4 + tokens * 24 + format.table_bytes())
 }
 
 /// All matrix kernels.
@@ -76,9 +86,9 @@ pub(crate) struct Gemms {
     multiprocessors: usize,
     shared_per_block: usize,
     clusters: bool,
+    /// By their number of blocks: clusters that run at once if each block has a multiprocessor to itself.
+    clusters_of: HashMap<usize, usize>,
     hopper: bool,
-    /// Of small kernels: bytes of shared memory, so that three of them share a multiprocessor.
-    pub room: usize,
     /// Tokens up to which the kernels of 16 rows are used.
     pub skinny: usize,
 }
@@ -94,11 +104,16 @@ pub(crate) struct GemmPlan {
 }
 
 impl GemmPlan {
+    /// Is it a kernel of `skinny.cuh`?
+    pub fn skinny(&self) -> bool {
+        self.variant.1 == SKINNY
+    }
+
     /// Best tokens that the head leaves for each row.
     pub fn bests(&self, product: Product) -> usize {
-        match self.variant.1 {
-            SKINNY => self.shape.grid.0 as usize,
-            _ => product.row_tiles,
+        match self.skinny() {
+            true => self.shape.grid.0 as usize,
+            false => product.row_tiles,
         }
     }
 }
@@ -118,26 +133,43 @@ impl Gemms {
     pub fn new(device: &Device, module: &Module) -> Result<Self, DriverError> {
         let mut kernels = HashMap::new();
         for format in Format::ALL {
-            for (index, (tokens, row_tiles)) in VARIANTS.into_iter().enumerate() {
-                if format != Format::Bf16 && PLAIN_ONLY.contains(&(tokens, row_tiles)) {
+            for (index, (tokens, rows)) in VARIANTS.into_iter().enumerate() {
+                if (tokens, rows) == HOPPER_ONLY && format != Format::Bf16 {
                     continue;
                 }
-                let name = match row_tiles {
+                let name = match rows {
                     SKINNY => format!("skinny_{}", format.name()),
-                    _ => format!("gemm_{}_{tokens}_{row_tiles}", format.name()),
+                    _ => format!("gemm_{}_{tokens}_{rows}", format.name()),
                 };
                 let kernel = module.kernel(&name, device.shared_per_block)?;
                 kernels.insert((format, index), kernel);
             }
         }
+        let mut clusters_of = HashMap::new();
+        if let (true, Some(kernel)) = (device.has_clusters(), kernels.get(&(Format::Bf16, LARGE))) {
+            for parts in PARTS {
+                let shape = Shape {
+                    grid: (parts as u32, 1, 1),
+                    threads: THREADS,
+                    shared: device.shared_per_block as u32,
+                    cluster: parts as u32,
+                };
+                clusters_of.insert(parts, kernel.clusters(shape)?);
+            }
+        }
         Ok(Self {
+            clusters_of,
             kernels,
             multiprocessors: device.multiprocessors,
             shared_per_block: device.shared_per_block,
             clusters: device.has_clusters(),
             hopper: device.major == 9,
-            room: ROOM,
-            skinny: SKINNY_TOKENS,
+            // With clusters others are faster, which share columns.
+            skinny: if device.has_clusters() {
+                0
+            } else {
+                SKINNY_TOKENS
+            },
         })
     }
 
@@ -149,12 +181,7 @@ impl Gemms {
             if (variant.1 == SKINNY) != few {
                 continue;
             }
-            // With so many tokens a small block has too few weights under way.
-            if *variant == (64, 1) && product.tokens > 32 && self.clusters {
-                continue;
-            }
-            // Clusters of eight start so late that they never won.
-            for parts in [1, 2, 4] {
+            for parts in PARTS {
                 let Some(plan) = self.plan_as(product, index, parts) else {
                     continue;
                 };
@@ -167,6 +194,11 @@ impl Gemms {
         best.map(|(_, plan)| plan)
     }
 
+    /// Clusters of so many blocks that run at once, if each block has a multiprocessor to itself.
+    pub fn clusters_at_once(&self, parts: usize) -> usize {
+        self.clusters_of.get(&parts).copied().unwrap_or(0)
+    }
+
     /// Kernels that [`Gemms::plan_as`] chooses from.
     pub fn count(&self) -> usize {
         VARIANTS.len()
@@ -174,46 +206,36 @@ impl Gemms {
 
     /// A plan with the `index`-th kernel and clusters of `parts` blocks, if that is possible.
     pub fn plan_as(&self, product: Product, index: usize, parts: usize) -> Option<GemmPlan> {
-        let (tokens, row_tiles) = *VARIANTS.get(index)?;
+        let (tokens, rows) = *VARIANTS.get(index)?;
         let kernel = *self.kernels.get(&(product.format, index))?;
-        if row_tiles == SKINNY {
+        if rows == SKINNY {
             return self.plan_skinny(product, kernel, parts);
         }
         // Inputs have room for whole tiles of 256 tokens.
         let fits = product.tokens.next_multiple_of(tokens) <= product.tokens.next_multiple_of(256);
-        if (tokens, row_tiles) == HOPPER_ONLY && !(self.hopper && fits) {
+        if (tokens, rows) == HOPPER_ONLY && !(self.hopper && fits) {
             return None;
         }
-        let (place, rest) = shared(product.format, tokens, row_tiles);
-        let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
-        // Blocks of a cluster have one item each, and the largest kernel cannot share at all.
-        let shares =
-            self.clusters && parts <= MOST_PARTS && tokens < 256 && product.k_tiles >= 2 * parts;
+        if rows == SLIM && (self.clusters || product.epilogue == LOGITS) {
+            return None;
+        }
+        let (place, rest) = shared(product.format, (tokens, rows), parts);
+        let items = product.row_tiles.div_ceil(rows) * product.tokens.div_ceil(tokens);
+        // Blocks of a cluster have one item each, and the largest kernels cannot share at all; nor can choices.
+        let shares = self.clusters
+            && tokens <= 128
+            && product.k_tiles >= 2 * parts
+            && product.epilogue != LOGITS;
         // More blocks than run at once would wait for whole clusters to end.
-        let most = match (row_tiles, parts) {
-            (1, _) => self.multiprocessors * 3 / 2,
-            (_, 2) => self.multiprocessors,
-            // Of the largest clusters not as many fit as there are multiprocessors for.
-            _ => self.multiprocessors * 5 / 6,
-        };
-        if parts > 1 && !(shares && items * parts <= most) {
+        if parts > 1 && !(shares && items <= self.clusters_at_once(parts)) {
             return None;
         }
-        // When decoding, a multiprocessor holds the block that computes, the next one, which
-        // fetches its weights meanwhile, and attention beside them.
-        let room = match tokens <= 64 && row_tiles == 1 {
-            true => self.shared_per_block.min(self.room),
-            false => self.shared_per_block,
-        };
-        let stages = room.checked_sub(rest)? / place;
+        let stages = (self.shared_per_block.checked_sub(rest)? / place).min(16);
+        // Both warpgroups take turns.
+        let stages = if rows == SLIM { stages & !1 } else { stages };
         if stages < 2 {
             return None;
         }
-        let stages = match row_tiles {
-            // The two warpgroups take turns.
-            1 => stages.min(16) & !1,
-            _ => stages.min(16),
-        };
         let grid = match parts {
             1 => items.min(self.multiprocessors),
             _ => items * parts,
@@ -222,12 +244,12 @@ impl Gemms {
             kernel,
             shape: Shape {
                 grid: (grid as u32, 1, 1),
-                threads: threads(row_tiles),
+                threads: THREADS,
                 shared: (stages * place + rest) as u32,
                 cluster: parts as u32,
             },
             stages: stages as i32,
-            variant: (tokens, row_tiles, parts),
+            variant: (tokens, rows, parts),
         })
     }
 
@@ -235,10 +257,7 @@ impl Gemms {
         if parts > 1 || product.tokens > SKINNY_TOKENS {
             return None;
         }
-        // A place has a warp's 16 rows of two tiles.
-        let places = 8 * skinny_depth(product.format);
-        let rest = sums_bytes(1) + SKINNY_TOKENS * 4 + product.format.table_bytes();
-        let shared = places * product.format.tile_bytes() / 2 + rest;
+        let shared = skinny_shared(product.format);
         if shared > self.shared_per_block {
             return None;
         }
@@ -258,11 +277,11 @@ impl Gemms {
 
     /// An estimate in microseconds, fitted to the times of all plans on an H200 (`cuda_bench plans`).
     fn cost(&self, product: Product, plan: &GemmPlan) -> f64 {
-        let (tokens, row_tiles, parts) = plan.variant;
-        if row_tiles == SKINNY {
+        let (tokens, rows, parts) = plan.variant;
+        if plan.skinny() {
             return tokens as f64;
         }
-        let items = product.row_tiles.div_ceil(row_tiles) * product.tokens.div_ceil(tokens);
+        let items = product.row_tiles.div_ceil(rows) * product.tokens.div_ceil(tokens);
         let blocks = (items * parts) as f64 / self.multiprocessors as f64;
         let rounds = match parts {
             1 => blocks.max(1.0).ceil(),
@@ -271,30 +290,44 @@ impl Gemms {
         let columns = product.k_tiles as f64 / parts as f64;
         // A place of the ring through shared memory and the matrix units, when all multiprocessors have work
         // and when few have. Codes are expanded once for all of a block's tokens.
-        let place = match row_tiles {
-            1 => 0.16 + 0.0025 * tokens as f64,
-            _ => 0.205 + 0.0021 * tokens as f64,
-        };
         let expand = match product.format {
             Format::Bf16 => 0.0,
-            _ => 0.1 * row_tiles as f64,
+            _ => 0.1,
         };
-        let step = place * (0.6 + 0.4 * blocks.min(1.0)) + expand;
-        // The weights come from memory once.
+        // Half of a slim block multiplies at a time; a guess, since none was measured.
+        let half = if rows == SLIM { 0.5 } else { 1.0 };
+        let step =
+            half * (0.184 + 0.00161 * tokens as f64) * (0.642 + 0.358 * blocks.min(1.0)) + expand;
+        let multiply = rounds * columns * step;
+        // The weights come from memory once; what takes less time of the two is not quite for nothing.
         let bytes = product.row_tiles * product.k_tiles * product.format.tile_bytes();
         let arrive = bytes as f64 / 4.2e6;
-        let there = (row_tiles * tokens.min(product.tokens)) as f64;
-        let finish = match (parts, row_tiles) {
-            // Few registers are left to have loads under way.
-            (1, _) if tokens == 256 && product.epilogue == STORE_QKV => 0.5 + 0.05 * there,
-            (1, _) if tokens == 256 && product.epilogue == ADD_RESIDUAL => 0.5 + 0.03 * there,
-            (1, 1) => 0.5 + 0.03 * there,
-            (1, _) => 0.5 + 0.015 * there,
-            (2, 2) => 1.5 + 0.025 * there,
-            (2, _) => 1.5 + 0.01 * there,
-            (_, 1) => 3.2,
-            _ => 2.4 + 0.0065 * there,
+        let there = (rows * tokens.min(product.tokens)) as f64;
+        let finish = match parts {
+            1 => 0.0504 * there,
+            _ => 0.95 + 0.0118 * there + 0.0194 * there / parts as f64,
         };
-        3.0 + (rounds * columns * step).max(arrive) + rounds * finish
+        3.0 + multiply.max(arrive) + 0.45 * multiply.min(arrive) + rounds * finish
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compute capabilities 8.6, 8.9 and 12.0 give a block no more than 99 KiB.
+    #[test]
+    fn every_format_has_kernels_on_consumers_gpus() {
+        let room = 99 << 10;
+        for format in Format::ALL {
+            assert!(skinny_shared(format) <= room, "{format:?}");
+            for (tokens, rows) in VARIANTS {
+                if rows == SKINNY || tokens > 32 {
+                    continue;
+                }
+                let (place, rest) = shared(format, (tokens, rows), 1);
+                assert!(rest + 2 * place <= room, "{format:?}, {tokens} tokens");
+            }
+        }
     }
 }

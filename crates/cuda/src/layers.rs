@@ -11,10 +11,7 @@ use crate::wide::{HEAD_DIM, Wide};
 /// Tokens for eight at a time: the kernels there are.
 const EIGHTS: [usize; 2] = [1, 2];
 
-/// Tokens of the largest.
-const NARROW: usize = 16;
-
-/// Tokens from which on the kernels for more are faster, for the models that they take.
+/// Tokens from which on the kernel for more is faster, for the models that it takes.
 const WIDE_FROM: usize = 5;
 
 /// Threads of a block: eight warps that multiply, one that meets the other blocks, two that ask for weights, and one
@@ -91,9 +88,9 @@ fn shared(format: Format, eights: usize, head_dim: usize) -> usize {
 pub(crate) struct Layers {
     kernels: Vec<(usize, Kernel, Shape)>,
     params: LayersParams,
-    /// The kernels for more tokens.
+    /// The kernel for more tokens.
     pub wide: Option<Wide>,
-    /// Tokens from which on they are used.
+    /// Tokens from which on it is used.
     pub wide_from: usize,
     /// Where embedding leaves the first input, and clears the head's and its squares; are the weights codes?
     pub ends: ([u64; 3], bool),
@@ -202,8 +199,11 @@ impl Layers {
                 [tile as u32 / 32, (RING_WARPS * tiles) as u32, 1],
             )?;
         }
-        let known =
-            format == Format::Bf16 && spec.head_dim == HEAD_DIM && spec.logit_softcap.is_none();
+        // It is compiled for Hopper's matrix instructions alone.
+        let known = device.major == 9
+            && format == Format::Bf16
+            && spec.head_dim == HEAD_DIM
+            && spec.logit_softcap.is_none();
         let wide = match known {
             true => {
                 let layers = (&params[0], params.len(), stride);
@@ -213,7 +213,7 @@ impl Layers {
             false => None,
         };
         Ok(Some(Self {
-            most_tokens: if wide.is_some() { MOST_TOKENS } else { NARROW },
+            most_tokens: MOST_TOKENS,
             wide,
             wide_from: WIDE_FROM,
             kernels,
@@ -245,15 +245,9 @@ impl Layers {
         self.kernels.iter().find(|(most, ..)| *most >= tokens)
     }
 
-    /// Is there a kernel for a step of so many tokens, of sequences that are long or not? See [`StepSize::long`].
-    ///
-    /// [`StepSize::long`]: crate::step::StepSize::long
-    pub fn takes(&self, tokens: usize, long: bool) -> bool {
-        let most = match self.wide.is_some() && !long {
-            true => MOST_TOKENS,
-            false => NARROW,
-        };
-        tokens <= most.min(self.most_tokens)
+    /// Is there a kernel for a step of so many tokens?
+    pub fn takes(&self, tokens: usize) -> bool {
+        tokens <= self.most_tokens
     }
 
     /// Do they compute the head too?

@@ -47,6 +47,9 @@ pub struct CudaOptions {
     pub graphs: bool,
     /// Kernels from this file instead of the built-in ones, for trying changes out.
     pub fatbin: Option<std::path::PathBuf>,
+    /// Treat the GPU as one of this compute capability, for trying out what other generations are given; such kernels
+    /// come with `fatbin`.
+    pub generation: Option<(i32, i32)>,
 }
 
 impl Default for CudaOptions {
@@ -64,6 +67,7 @@ impl Default for CudaOptions {
             quantization: None,
             graphs: true,
             fatbin: None,
+            generation: None,
         }
     }
 }

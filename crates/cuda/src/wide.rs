@@ -7,8 +7,8 @@ use crate::flow::Flow;
 use crate::layers::none_for;
 use crate::params::{GemmParams, LayerParams, WideParams};
 
-/// Tokens of the kernels there are. For 64 there was one too, but a kernel for each product is faster then.
-const TOKENS: [usize; 2] = [16, 32];
+/// Tokens of the kernel. For 32 and 64 there were some too, but a kernel for each product is faster then.
+const TOKENS: usize = 16;
 
 /// Elements of a head that they are for: with 128 they would lack registers, and nobody has measured that.
 pub(crate) const HEAD_DIM: usize = 64;
@@ -21,11 +21,11 @@ const THREADS: u32 = 512;
 const PACE: [i32; 2] = [3, 1];
 
 /// Bytes of shared memory of a block as `wide.cuh` lays it out: of a place of the ring, and of the rest.
-fn shared(tokens: usize, head_dim: usize) -> (usize, usize) {
-    let place = 2 * 8192 + 2 * tokens * 128 + 3 * 8;
-    let sums = 2 * tokens * 68 * 4;
+fn shared(head_dim: usize) -> (usize, usize) {
+    let place = 2 * 8192 + 2 * TOKENS * 128 + 3 * 8;
+    let sums = 2 * TOKENS * 68 * 4;
     let attention = 8 * 8 * (head_dim + 4) * 4;
-    let rest = sums.max(attention) + 2 * tokens * 4 + 32 + 2 * size_of::<LayerParams>();
+    let rest = sums.max(attention) + 2 * TOKENS * 4 + 32 + 2 * size_of::<LayerParams>();
     (place, rest)
 }
 
@@ -44,10 +44,11 @@ fn parts(products: &[&GemmParams], choices: &[i32], blocks: i32) -> i32 {
     choices.min_by_key(|parts| tiles(*parts)).unwrap_or(0)
 }
 
-/// The kernels.
+/// The kernel.
 #[derive(Debug)]
 pub(crate) struct Wide {
-    kernels: Vec<(usize, Kernel, Shape, usize)>,
+    kernel: Kernel,
+    shape: Shape,
     params: WideParams,
     /// Places of the ring that are on their way at once, and while what others compute is waited for.
     pub pace: [i32; 2],
@@ -67,21 +68,17 @@ impl Wide {
         let device = &stream.device;
         let blocks = device.multiprocessors as i32;
         let (first_layer, count, stride) = layers;
-        let mut kernels = Vec::new();
-        for tokens in TOKENS {
-            let (place, rest) = shared(tokens, spec.head_dim);
-            let depth = device.shared_per_block.saturating_sub(rest) / place;
-            if depth < 4 {
-                return Ok(None);
-            }
-            let bytes = depth * place + rest;
-            let name = format!("wide_bf16_{tokens}_{}", spec.head_dim);
-            let shape = Shape {
-                shared: bytes as u32,
-                ..Shape::of((device.multiprocessors, 1, 1), THREADS)
-            };
-            kernels.push((tokens, module.kernel(&name, bytes)?, shape, depth));
+        let (place, rest) = shared(spec.head_dim);
+        let depth = device.shared_per_block.saturating_sub(rest) / place;
+        if depth < 4 {
+            return Ok(None);
         }
+        let bytes = depth * place + rest;
+        let kernel = module.kernel(&format!("wide_bf16_{TOKENS}_{}", spec.head_dim), bytes)?;
+        let shape = Shape {
+            shared: bytes as u32,
+            ..Shape::of((device.multiprocessors, 1, 1), THREADS)
+        };
         let [qkv, output, gate_up, down, _] = &first_layer.products;
         let of_qkv = parts(&[qkv], &[2, 4], blocks);
         // The same for both, so that the same threads have the same part of the residual.
@@ -98,6 +95,7 @@ impl Wide {
             parts: [of_qkv, of_rows, 0, of_rows, 0],
             head: i32::from(head.is_some()),
             count: count as i32,
+            depth: depth as i32,
             kv_heads: spec.num_kv_heads as i32,
             ..WideParams::default()
         };
@@ -120,25 +118,25 @@ impl Wide {
         params.first = [after_output, 0, 0, 0, 0];
         params.attends = after_qkv;
         Ok(Some(Self {
-            kernels,
+            kernel,
+            shape,
             params,
             pace: PACE,
         }))
     }
 
     pub fn launch(&self, stream: &Stream, tokens: usize, splits: usize) -> Result<(), DriverError> {
-        let mut kernels = self.kernels.iter();
-        let fitting = kernels.find(|(most, ..)| *most >= tokens);
-        let (_, kernel, shape, depth) = fitting.ok_or_else(|| none_for(tokens))?;
+        if tokens > TOKENS {
+            return Err(none_for(tokens));
+        }
         let params = WideParams {
             tokens: tokens as i32,
             splits: splits as i32,
             pace: self.pace[0],
             quiet: self.pace[1],
-            depth: *depth as i32,
             ..self.params
         };
-        stream.launch(kernel, *shape, &params)
+        stream.launch(&self.kernel, self.shape, &params)
     }
 }
 
@@ -163,10 +161,8 @@ mod tests {
 
     #[test]
     fn rings_have_places_enough_on_hopper() {
-        for (tokens, depth) in [(16, 10), (32, 8)] {
-            let (place, rest) = shared(tokens, HEAD_DIM);
-            assert!(depth * place + rest <= 227 << 10, "{tokens}");
-            assert_eq!(rest % 8, 0);
-        }
+        let (place, rest) = shared(HEAD_DIM);
+        assert!(10 * place + rest <= 227 << 10);
+        assert_eq!(rest % 8, 0);
     }
 }

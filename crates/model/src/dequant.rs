@@ -55,6 +55,7 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q5_1 => q5_1,
         DType::Q8_0 => q8_0,
         DType::NF4 => nf4,
+        DType::F8_E4M3 => f8,
         DType::Q2_K => |b, y| k(&KBlock::q2(b), y),
         DType::Q3_K => |b, y| k(&KBlock::q3(b), y),
         DType::Q4_K => |b, y| k(&KBlock::q4(b), y),
@@ -179,13 +180,20 @@ fn nf4(b: &[u8], y: &mut [f32]) {
 }
 
 /// Eight bits with 4 exponent and 3 mantissa bits (`float8_e4m3fn`: no infinities).
-pub(crate) fn e4m3(byte: u8) -> f32 {
+pub fn e4m3(byte: u8) -> f32 {
     if byte & 0x7f == 0x7f {
         return f32::NAN;
     }
     // An f16 whose exponent is 8 too small.
     let bits = u16::from(byte & 0x7f) << 7 | u16::from(byte & 0x80) << 8;
     f16::from_bits(bits).to_f32() * 256.0
+}
+
+fn f8(b: &[u8], y: &mut [f32]) {
+    let scale = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    for (y, code) in y.iter_mut().zip(&b[4..]) {
+        *y = e4m3(*code) * scale;
+    }
 }
 
 /// A K block: `d scale (q - offset) - dmin minimum`.

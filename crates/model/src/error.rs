@@ -22,6 +22,14 @@ pub enum ModelError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// A model folder without weights.
+    #[error("{folder}: {reason}")]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// What was looked for.
+        reason: String,
+    },
     /// A tensor is missing or does not fit the configuration.
     #[error("tensor {name}: {reason}")]
     Tensor {

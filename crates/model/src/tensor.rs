@@ -20,6 +20,9 @@ pub enum DType {
     /// 64 weights: f32 largest magnitude, then for each half 16 bytes of nibbles, which are places
     /// in [`crate::dequant::NF4`] (bitsandbytes' 4-bit normal floats).
     NF4,
+    /// 64 weights: f32 scale, 64 codes ([`crate::dequant::e4m3`]), none of them NaN. A checkpoint's
+    /// matrix has this type only if f16 holds its scales well enough, since GPUs keep them so.
+    F8_E4M3,
     Q5_0,
     Q5_1,
     Q2_K,
@@ -41,6 +44,7 @@ impl DType {
             DType::Q5_1 => (32, 24),
             DType::Q8_0 => (32, 34),
             DType::NF4 => (64, 36),
+            DType::F8_E4M3 => (64, 68),
             DType::Q2_K => (256, 84),
             DType::Q3_K => (256, 110),
             DType::Q4_K => (256, 144),
@@ -59,6 +63,7 @@ impl DType {
             DType::Q4_1 => "Q4_1",
             DType::Q8_0 => "Q8_0",
             DType::NF4 => "NF4",
+            DType::F8_E4M3 => "F8_E4M3",
             DType::Q5_0 => "Q5_0",
             DType::Q5_1 => "Q5_1",
             DType::Q2_K => "Q2_K",

@@ -152,8 +152,9 @@ impl Weights {
 
     /// The same weights with their matrices stored as `dtype` (F32, F16, BF16, Q8_0, Q4_0, Q4_1
     /// or NF4), each converted when it is asked for. What is in blocks already keeps its type when
-    /// `dtype` has none. The embedding and the output matrix take no fewer than 8 bits: they are
-    /// what 4 bits hurt most, and other quantised formats spare them too.
+    /// `dtype` has none, but for fp8, which no CPU multiplies as it is. The embedding and the output
+    /// matrix take no fewer than 8 bits: they are what 4 bits hurt most, and other quantised formats
+    /// spare them too.
     pub fn stored_as(self, dtype: DType) -> Self {
         Source::Stored(Box::new(self), dtype).into()
     }
@@ -390,7 +391,8 @@ fn misshapen(name: &str, shape: &[usize], rows: usize) -> ModelError {
 /// The type that a tensor of this name, type and shape gets when `dtype` is asked for.
 fn stored_type(name: &str, from: DType, shape: &[usize], dtype: DType) -> DType {
     let in_blocks = |dtype: DType| dtype.block().0 > 1;
-    if shape.len() < 2 || (in_blocks(from) && !in_blocks(dtype)) {
+    let stays = in_blocks(from) && from != DType::F8_E4M3;
+    if shape.len() < 2 || (stays && !in_blocks(dtype)) {
         return from;
     }
     let spared = name == "model.embed_tokens.weight" || name == "lm_head.weight";

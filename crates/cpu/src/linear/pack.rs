@@ -6,8 +6,9 @@
 //! than 8 bits share bytes as `codes.rs` says; blocks of the K formats are laid out in `kblocks.rs`.
 //! Unquantised tiles hold 16 values a column; those of bf16 16 pairs of two columns, and whole blocks.
 
+use half::bf16;
 use powerband_engine::EngineError;
-use powerband_model::dequant::five_bits;
+use powerband_model::dequant::{dequantize, five_bits};
 use powerband_model::kblock::KBlock;
 use powerband_model::{DType, Tensor};
 
@@ -163,7 +164,8 @@ impl Packed {
         let format = match tensor.dtype {
             DType::F32 => Format::F32,
             DType::F16 => Format::F16,
-            DType::BF16 => Format::BF16,
+            // There is no kernel for fp8: rows are expanded one by one.
+            DType::BF16 | DType::F8_E4M3 => Format::BF16,
             DType::Q4_0 => Format::Q4,
             DType::Q4_1 => Format::Q4Min,
             DType::Q8_0 => Format::Q8,
@@ -178,12 +180,13 @@ impl Packed {
         };
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let (unit, unit_bytes) = tensor.dtype.block();
-        let length = cols / unit;
+        let expands = tensor.dtype == DType::F8_E4M3;
+        let length = if expands { cols } else { cols / unit };
         let stride = format.tile_bytes(length).next_multiple_of(64);
         let tiles = rows.div_ceil(TILE);
         let mut bytes = Buffer::zeroed(tiles * stride)?;
         let (parts, source) = (bytes.parts(), tensor.bytes());
-        let row_bytes = length * unit_bytes;
+        let row_bytes = cols / unit * unit_bytes;
         let portion = (PORTION / (TILE * row_bytes).max(1)).max(GRAIN);
         for begin in (0..tiles).step_by(portion) {
             let end = (begin + portion).min(tiles);
@@ -194,7 +197,11 @@ impl Packed {
                     let out = unsafe { parts.at(tile * stride, format.tile_bytes(length)) };
                     for lane in 0..TILE.min(rows - tile * TILE) {
                         let from = order(tile * TILE + lane) * row_bytes;
-                        pack_row(format, &source[from..][..row_bytes], lane, out);
+                        let row = &source[from..][..row_bytes];
+                        match expands {
+                            true => pack_row(format, &as_bf16(tensor.dtype, row, cols), lane, out),
+                            false => pack_row(format, row, lane, out),
+                        }
                     }
                 }
             });
@@ -224,6 +231,14 @@ impl Packed {
     pub fn memory(&self) -> usize {
         self.tiles() * self.stride
     }
+}
+
+/// A stored row as bf16.
+fn as_bf16(dtype: DType, row: &[u8], cols: usize) -> Vec<u8> {
+    let mut values = vec![0.0; cols];
+    dequantize(dtype, row, &mut values);
+    let bytes = |value: &f32| bf16::from_f32(*value).to_le_bytes();
+    values.iter().flat_map(bytes).collect()
 }
 
 /// Copies `from` in pieces of `N` bytes to every 16th place, its bits `flip` turned over.

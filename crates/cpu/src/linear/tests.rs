@@ -90,6 +90,33 @@ const FORMATS: [DType; 14] = [
     DType::F32,
 ];
 
+/// There is no kernel for fp8: it must take no more memory and be worth no less than bf16.
+#[test]
+fn fp8_is_packed_as_the_same_in_bf16() {
+    let (rows, cols) = (37, 192);
+    let mut codes = random_blocks(DType::F8_E4M3, rows, cols, 5)
+        .bytes()
+        .to_vec();
+    for (number, block) in codes.chunks_exact_mut(68).enumerate() {
+        block[..4].copy_from_slice(&(1e-3 * (number + 1) as f32).to_le_bytes());
+        block[4..].iter_mut().for_each(|code| *code &= 0xf7);
+    }
+    let fp8 = Tensor::owned("w", DType::F8_E4M3, vec![rows, cols], codes).unwrap();
+    let wide: Vec<u8> = fp8
+        .to_f32()
+        .iter()
+        .flat_map(|weight| half::bf16::from_f32(*weight).to_le_bytes())
+        .collect();
+    let wide = Tensor::owned("w", DType::BF16, vec![rows, cols], wide).unwrap();
+    let pack =
+        |tensor| Packed::new(&mut Pool::new(2).unwrap(), tensor, |row| rows - 1 - row).unwrap();
+    let (fp8, wide) = (pack(&fp8), pack(&wide));
+    assert_eq!(fp8.memory(), wide.memory());
+    for tile in 0..wide.tiles() {
+        assert_eq!(fp8.tile(tile), wide.tile(tile));
+    }
+}
+
 /// With activations that bytes hold as they are, only the order of the sums is left to differ.
 #[test]
 fn kernels_are_exact_beside_the_quantising() {

@@ -8,6 +8,7 @@ use super::models::{
     LENGTHS, Running, compare_with, generate, heads, in_whole_blocks, options, prompts,
     quantised_model, shuffled, tiny,
 };
+use super::quantised::fp8_checkpoint;
 use super::speed::{Tuning, set_tuning, tuning};
 use super::{Check, random};
 use crate::flow::LEAST_LAYERS;
@@ -58,6 +59,21 @@ fn deep(filter: &str, report: &mut dyn FnMut(&Check)) {
             report(&quantised_model(name, &spec, method, 0.25));
         }
     }
+    for (name, whole) in [
+        ("model deep, F8_E4M3", false),
+        ("model deep, F8_E4M3 in the head too", true),
+    ] {
+        if name.contains(filter) {
+            let spec = layers(in_whole_blocks());
+            let weights = fp8_checkpoint(&spec, &random::weights(&spec, 11), whole);
+            let result = weights.map_err(|error| error.to_string());
+            let result = result.and_then(|weights| {
+                let options = options(KvCacheDtype::BF16);
+                compare_with(&spec, [&weights, &weights], options, &lengths, Some(20))
+            });
+            report(&Check::of(name, result, 0.25));
+        }
+    }
 }
 
 fn full_size(filter: &str, report: &mut dyn FnMut(&Check)) {
@@ -78,13 +94,13 @@ fn full_size(filter: &str, report: &mut dyn FnMut(&Check)) {
     cases.extend([Fp8, Q8_0, Q4_0, Q4_1].map(|q| (llama, 6, 33, BF16, Some(q))));
     cases.extend([Fp8, Q8_0, Q4_0, Q4_1, Nf4].map(|q| (small, 9, 33, BF16, Some(q))));
     cases.extend([Fp8, Q8_0, Q4_0, Q4_1, Nf4].map(|q| (llama, 15, 12, Fp8E5M2, Some(q))));
-    // Only the kernels for more tokens take so many; 33 are too many for them.
-    cases.extend([17, 24, 31, 32, 33].map(|n| (llama, n, 9, BF16, None)));
     cases.extend([
-        (llama, 30, 400, Fp8E5M2, None),
-        (llama, 20, 15, Fp8E4M3, None),
+        (llama, 16, 400, Fp8E5M2, None),
+        (llama, 14, 15, Fp8E4M3, None),
+        // Too many for them, until some have ended.
+        (llama, 17, 9, BF16, None),
     ]);
-    cases.extend([10, 18, 32].map(|n| (small, n, 5, BF16, None)));
+    cases.extend([10, 16].map(|n| (small, n, 5, BF16, None)));
     for (model, count, from, kv_dtype, quantization) in cases {
         let format = quantization.map_or("bf16".to_owned(), |q| format!("{q:?}"));
         let name =
@@ -99,7 +115,9 @@ fn full_size(filter: &str, report: &mut dyn FnMut(&Check)) {
             ..options(kv_dtype)
         };
         let result = layers_as_one(model, count, from, options).map_err(|error| error.to_string());
-        report(&Check::of(&name, result, 0.1));
+        // Keys and values of two bits of mantissa make more of a last bit.
+        let bound = if kv_dtype == Fp8E5M2 { 0.15 } else { 0.1 };
+        report(&Check::of(&name, result, bound));
     }
 }
 
@@ -120,8 +138,6 @@ fn layers_as_one(
     };
     let mut ways = Vec::new();
     let own = tuning(&mut executor);
-    // So many sequences that all of them decode in the same step only if their prompts are short.
-    let (longer, wanted) = if count > 16 { (1, 24) } else { (7, 16) };
     // A kernel for each product, the kernel for few tokens, and as it is used.
     for (layers, wide) in [(0, 0), (own.layers.min(16), 99), (own.layers, own.wide)] {
         set_tuning(
@@ -132,33 +148,37 @@ fn layers_as_one(
                 ..own
             },
         )?;
-        let lengths: Vec<usize> = (0..count).map(|i| from + longer * i).collect();
+        let lengths: Vec<usize> = (0..count).map(|i| from + 7 * i).collect();
         let blocks = shuffled(count, from + 300, 5);
         let prompts = prompts(&spec, &lengths, 3).into_iter().zip(blocks);
         let mut running: Vec<_> = prompts
             .enumerate()
             .map(|(i, (prompt, blocks))| Running::new(i, prompt, sampling.clone(), blocks))
             .collect();
-        generate(&mut executor, &mut running, wanted, 300)?;
+        generate(&mut executor, &mut running, 16, 300)?;
         ways.push(running);
     }
     let mut worst = 0f64;
-    let others = ways[1].iter().chain(&ways[2]);
-    for (one, other) in ways[0].iter().chain(&ways[0]).zip(others) {
-        for (a, b) in one.outputs.iter().zip(&other.outputs) {
-            if a.token != b.token {
-                break;
+    for way in &ways[1..] {
+        let mut equal = 0;
+        for (one, other) in ways[0].iter().zip(way) {
+            for (number, (a, b)) in one.outputs.iter().zip(&other.outputs).enumerate() {
+                if a.token != b.token {
+                    break;
+                }
+                let (Some(a), Some(b)) = (&a.logprobs, &b.logprobs) else {
+                    return Ok(f64::INFINITY);
+                };
+                worst = worst.max(f64::from((a.logprob - b.logprob).abs()));
+                // The first comes from the same prompt step.
+                equal += usize::from(number > 0);
             }
-            let (Some(a), Some(b)) = (&a.logprobs, &b.logprobs) else {
-                return Ok(f64::INFINITY);
-            };
-            worst = worst.max(f64::from((a.logprob - b.logprob).abs()));
+        }
+        // Random weights have many near ties, but not as many: a kernel that leaves anything parts from the others at
+        // once.
+        if equal < count.div_ceil(2) {
+            return Ok(f64::INFINITY);
         }
     }
-    // Random weights have many near ties, but the first token comes from the same prompt step.
-    let first = |running: &[Running]| running[0].outputs.first().map(|o| o.token);
-    match ways.iter().all(|way| first(way) == first(&ways[0])) {
-        true => Ok(worst),
-        false => Ok(f64::INFINITY),
-    }
+    Ok(worst)
 }

@@ -9,12 +9,12 @@ use powerband_model::{DType, Tensor};
 use super::random::Random;
 use super::{Check, quantised};
 use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Stream};
-use crate::fatbin::FATBIN;
+use crate::fatbin;
 use crate::formats::Format;
-use crate::gemm::{GemmPlan, Gemms, Product};
+use crate::gemm::{GemmPlan, Gemms, PARTS, Product};
 use crate::load::{launch_pack, packers, source_of};
 use crate::options::WeightQuantization;
-use crate::params::{GemmParams, LOGITS, PackParams, bytes_of};
+use crate::params::{GemmParams, LOGITS, PackParams, STORE_QKV, bytes_of};
 
 pub(crate) fn run(filter: &str, report: &mut dyn FnMut(&Check)) {
     let wanted: Vec<_> = CASES
@@ -57,7 +57,7 @@ const fn case(
     }
 }
 
-const CASES: [Case; 11] = {
+const CASES: [Case; 12] = {
     use WeightQuantization as Q;
     const EXACT: (f64, f64) = (1e-5, 3e-3);
     [
@@ -76,6 +76,8 @@ const CASES: [Case; 11] = {
             (1e-2, 1e-2),
         ),
         case("NF4", Format::Nf4, DType::NF4, None, (3e-3, 4e-3)),
+        // Scales are rounded to f16.
+        case("F8_E4M3", Format::F8, DType::F8_E4M3, None, (1e-3, 3e-3)),
         case("Q8_0", Format::Q8, DType::Q8_0, None, EXACT),
         case("Q4_0", Format::Q4, DType::Q4_0, None, EXACT),
         case("Q4_1", Format::M4, DType::Q4_1, None, EXACT),
@@ -136,11 +138,16 @@ impl Gpu {
         input: u64,
     ) -> Result<Vec<f32>, DriverError> {
         let tokens = product.tokens;
-        // NaNs everywhere: what is not written shows.
-        let logits = self.filled(tokens * rows * 4, 0xFF)?;
+        // NaNs everywhere: what is not written shows. Queries as they are have whole groups of 16 rows.
+        let width = match product.epilogue {
+            LOGITS => rows,
+            _ => rows.next_multiple_of(16),
+        };
+        let sums = self.filled(tokens * width * 4, 0xFF)?;
         let bests = tokens.next_multiple_of(256) * product.row_tiles.max(256) * 4;
         let best = self.filled(2 * bests, 0xFF)?;
         let wanted = self.filled(tokens * 4, 1)?;
+        let nowhere = self.filled(tokens * 4, 0)?;
         let params = GemmParams {
             weight,
             input,
@@ -148,19 +155,25 @@ impl Gpu {
             row_tiles: product.row_tiles as i32,
             tokens: tokens as i32,
             stages: plan.stages,
-            epilogue: LOGITS,
-            logits: logits.at,
+            epilogue: product.epilogue,
+            logits: sums.at,
             wanted: wanted.at,
             best_value: best.at,
             best_index: best.at + bests as u64,
             vocab: rows as i32,
+            raw: sums.at,
+            q_dim: width as i32,
+            head_dim: 16,
+            positions: nowhere.at,
+            places: nowhere.at,
             ..GemmParams::default()
         };
-        let mut found = vec![0u8; tokens * rows * 4];
+        let mut found = vec![0u8; tokens * width * 4];
         self.stream.launch(&plan.kernel, plan.shape, &params)?;
-        self.stream.download(logits.at, &mut found)?;
-        let floats = found.as_chunks::<4>().0.iter();
-        Ok(floats.map(|b| f32::from_le_bytes(*b)).collect())
+        self.stream.download(sums.at, &mut found)?;
+        let floats = found.as_chunks::<4>().0;
+        let rows = floats.chunks(width).flat_map(|token| &token[..rows]);
+        Ok(rows.map(|b| f32::from_le_bytes(*b)).collect())
     }
 }
 
@@ -186,6 +199,11 @@ fn weights(
         Format::Bf16 => random.bf16s(rows * cols, 1.0),
         _ => (0..rows * cols).map(|_| random.normal()).collect(),
     };
+    if case.stored == DType::F8_E4M3 {
+        let bytes = quantised::fp8_blocks(&values);
+        let tensor = Tensor::owned("", DType::F8_E4M3, vec![rows, cols], bytes.clone())?;
+        return Ok((bytes, tensor.to_f32()));
+    }
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     if case.stored != DType::F32 {
         let tensor = Tensor::owned("", DType::F32, vec![rows, cols], bytes)?;
@@ -200,8 +218,14 @@ fn weights(
 }
 
 fn products(cases: &[&Case], report: &mut dyn FnMut(&Check)) -> Result<(), DriverError> {
-    let device = Device::open(0)?;
-    let module = Module::load(&device, FATBIN)?;
+    let how = super::options();
+    let device = Device::open_as(how.ordinal, how.generation)?;
+    let kernels = fatbin::kernels(how.fatbin.as_deref()).map_err(|error| DriverError {
+        call: "reading kernels",
+        reason: error.to_string(),
+        out_of_memory: false,
+    })?;
+    let module = Module::load(&device, &kernels)?;
     let gpu = Gpu {
         stream: Stream::new(&device)?,
         gemms: Gemms::new(&device, &module)?,
@@ -213,7 +237,7 @@ fn products(cases: &[&Case], report: &mut dyn FnMut(&Check)) -> Result<(), Drive
         // Rows and columns that fill no tile, where the type allows.
         let cols = match case.stored {
             DType::Q4_K => 256 * 5,
-            DType::NF4 => 64 * 17,
+            DType::NF4 | DType::F8_E4M3 => 64 * 17,
             _ if case.format == Format::Bf16 => 64 * 17 - 6,
             _ => 64 * 17 - 32,
         };
@@ -248,26 +272,33 @@ fn check_case(
             epilogue: LOGITS,
         };
         for index in 0..gpu.gemms.count() {
-            for parts in [1, 2, 4] {
-                let Some(plan) = gpu.gemms.plan_as(product, index, parts) else {
-                    continue;
+            for parts in PARTS {
+                // Who chooses tokens has all of their columns.
+                let choosing = gpu.gemms.plan_as(product, index, parts);
+                let queries = Product {
+                    epilogue: STORE_QKV,
+                    ..product
                 };
-                let (tm, rt, _) = plan.variant;
+                let (plan, product) = match choosing {
+                    Some(plan) => (Some(plan), product),
+                    None => (gpu.gemms.plan_as(queries, index, parts), queries),
+                };
+                let Some(plan) = plan else { continue };
+                let (tm, of, _) = plan.variant;
                 let name = format!(
-                    "kernel gemm {} {tm}x{rt} in {parts}, {tokens} tokens",
+                    "kernel gemm {} {tm}x{of} in {parts}, {tokens} tokens",
                     case.name
                 );
                 let found = gpu.multiply(&plan, product, rows, packed.at, tiles.at)?;
-                let bound = if rt == 0 {
-                    case.bounds.0
-                } else {
-                    case.bounds.1
+                let bound = match plan.skinny() {
+                    true => case.bounds.0,
+                    false => case.bounds.1,
                 };
                 report(&Check::within(name, distance(&found, &expected), bound));
             }
         }
     }
-    // Columns one by one: every single code.
+    // Columns one by one: every single code, by the kernels that scale sums and not codes.
     let tokens = 8;
     let mut worst = 0f64;
     for first in (0..cols).step_by(tokens) {
@@ -283,7 +314,8 @@ fn check_case(
             tokens,
             epilogue: LOGITS,
         };
-        let Some(plan) = gpu.gemms.plan(product) else {
+        let plans = (0..gpu.gemms.count()).filter_map(|i| gpu.gemms.plan_as(product, i, 1));
+        let Some(plan) = plans.into_iter().find(GemmPlan::skinny) else {
             continue;
         };
         let found = gpu.multiply(&plan, product, rows, packed.at, tiles.at)?;

@@ -2,7 +2,6 @@
 //! sequences, shuffled blocks, overlapped steps.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use powerband_engine::executor::{Admission, Executor, Step, StepSequence, StepTokens};
 use powerband_engine::{EngineError, KvCacheDtype, SamplingParams, TokenOutput};
@@ -305,8 +304,7 @@ pub(crate) fn options(dtype: KvCacheDtype) -> CudaOptions {
         max_num_seqs: 70,
         max_num_batched_tokens: 300,
         max_model_len: 2048,
-        graphs: super::GRAPHS.load(Ordering::Relaxed),
-        ..CudaOptions::default()
+        ..super::options()
     }
 }
 

@@ -35,7 +35,7 @@ fn nearest(levels: &[f64], x: f64) -> f64 {
     levels.iter().fold(f64::INFINITY, closer)
 }
 
-/// All finite numbers of fp8 e4m3, of both signs.
+/// All finite numbers of fp8 e4m3, of both signs: place `2 c + s` has that of code `c` and sign `s`.
 fn e4m3() -> Vec<f64> {
     let positive = (0..127u32).map(|code| {
         let (exponent, mantissa) = (code >> 3, f64::from(code & 7));
@@ -120,6 +120,47 @@ pub(crate) fn weights_as(
     Ok(Weights::new(tensors))
 }
 
+/// Numbers in blocks of 64 as a checkpoint of fp8 has them ([`DType::F8_E4M3`]): an f32, which is not
+/// rounded to f16 here, and the codes beside.
+pub(crate) fn fp8_blocks(values: &[f32]) -> Vec<u8> {
+    let levels = e4m3();
+    let mut out = Vec::with_capacity(values.len() / 64 * 68);
+    for block in values.chunks(64) {
+        let scale = block.iter().fold(0f32, |m, v| m.max(v.abs())) / 448.0;
+        out.extend(scale.to_le_bytes());
+        out.extend(block.iter().map(|v| {
+            let level = nearest(&levels, f64::from(*v) / f64::from(scale));
+            let place = levels.iter().position(|l| *l == level).unwrap_or(0);
+            (place / 2 + place % 2 * 128) as u8
+        }));
+    }
+    out
+}
+
+/// A model as a checkpoint of fp8 has it: embedding and head are spared, but for a `whole` one.
+///
+/// # Errors
+/// A tensor is missing, or its rows are no whole blocks.
+pub(crate) fn fp8_checkpoint(
+    spec: &ModelSpec,
+    weights: &Weights,
+    whole: bool,
+) -> Result<Weights, ModelError> {
+    let mut tensors = Vec::new();
+    for (name, shape) in spec.tensors() {
+        let tensor = weights.get(&name)?;
+        let codes = shape.len() == 2 && (whole || name.contains("_proj"));
+        tensors.push(match codes {
+            true => {
+                let blocks = fp8_blocks(&tensor.to_f32());
+                Tensor::owned(name, DType::F8_E4M3, shape, blocks)?
+            }
+            false => tensor,
+        });
+    }
+    Ok(Weights::new(tensors))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,5 +192,19 @@ mod tests {
         let row: Vec<f32> = vec![448.0, 17.0, 0.3];
         let found = in_blocks_of_64(WeightQuantization::Fp8, &row, 3);
         assert_eq!(found, [448.0, 16.0, 0.3125]);
+    }
+
+    #[test]
+    fn blocks_of_e4m3_by_hand() {
+        let mut values = vec![0.0; 128];
+        values[..4].copy_from_slice(&[-224.0, 8.5, 0.15, -0.001]);
+        let blocks = fp8_blocks(&values);
+        assert_eq!(
+            (blocks.len(), &blocks[..4]),
+            (136, &0.5f32.to_le_bytes()[..])
+        );
+        // -448, 17 (that is 16), 0.3 (0.3125) and -0.002 (the smallest).
+        assert_eq!(blocks[4..9], [0xfe, 0x58, 0x2a, 0x81, 0]);
+        assert!(blocks[68..].iter().all(|byte| *byte == 0));
     }
 }

@@ -235,8 +235,6 @@ pub fn bench_shares(executor: &mut CudaExecutor, count: usize) -> Result<Vec<Ben
 /// Settings of the kernels of products that benchmarks compare.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
-    /// Bytes of shared memory of the small ones.
-    pub room: usize,
     /// Tokens up to which a product's kernel has 16 rows a block.
     pub skinny: usize,
     /// Tokens up to which all layers are one kernel.
@@ -254,7 +252,6 @@ pub fn tuning(executor: &mut CudaExecutor) -> Tuning {
     let forward = executor.forward_mut();
     let one = forward.layers.as_ref();
     Tuning {
-        room: forward.gemms.room,
         skinny: forward.gemms.skinny,
         layers: one.map_or(0, |one| one.most_tokens),
         pace: one.map_or(0, |one| one.pace),
@@ -271,7 +268,6 @@ pub fn tuning(executor: &mut CudaExecutor) -> Tuning {
 /// The executor's.
 pub fn set_tuning(executor: &mut CudaExecutor, tuning: Tuning) -> Result<(), EngineError> {
     let forward = executor.forward_mut();
-    forward.gemms.room = tuning.room;
     forward.gemms.skinny = tuning.skinny;
     if let Some(one) = &mut forward.layers {
         one.most_tokens = tuning.layers;
@@ -296,6 +292,12 @@ pub fn bench_plans(
     in_step: bool,
 ) -> Result<Vec<String>, EngineError> {
     let mut lines = Vec::new();
+    let gemms = &executor.forward_mut().gemms;
+    let clusters: Vec<_> = crate::gemm::PARTS
+        .iter()
+        .map(|&parts| format!("{} of {parts}", gemms.clusters_at_once(parts)))
+        .collect();
+    lines.push(format!("clusters at once: {}", clusters.join(", ")));
     let decodes = count <= executor.limits().max_num_seqs;
     for (name, kind) in &KINDS[..if decodes { 5 } else { 4 }] {
         let forward = executor.forward_mut();
@@ -321,7 +323,7 @@ pub fn bench_plans(
         let chosen = forward.gemms.plan(product).map(|plan| plan.variant);
         let mut found = Vec::new();
         for index in 0..forward.gemms.count() {
-            for parts in [1, 2, 4] {
+            for parts in crate::gemm::PARTS {
                 let forward = executor.forward_mut();
                 let Some(plan) = forward.gemms.plan_as(product, index, parts) else {
                     continue;
@@ -339,8 +341,8 @@ pub fn bench_plans(
         let best: Vec<_> = found
             .iter()
             .filter(|(_, variant)| Some(*variant) == chosen)
-            .chain(found.iter().take(6))
-            .map(|(time, (tm, rt, parts))| format!("{tm}x{rt}/{parts} {time:.1}"))
+            .chain(found.iter().take(9))
+            .map(|(time, (tokens, rows, parts))| format!("{tokens}x{rows}/{parts} {time:.1}"))
             .collect();
         lines.push(format!(
             "tokens {count} {name}, the chosen first: {}",

@@ -119,10 +119,12 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
         return Ok(vec![single]);
     }
     if !index.is_file() {
-        return Err(ModelError::format(
-            folder,
-            format!("holds neither {SINGLE} nor {INDEX}; other weight formats are not read"),
-        ));
+        return Err(ModelError::NoWeights {
+            folder: folder.to_owned(),
+            reason: format!(
+                "holds neither {SINGLE} nor {INDEX}; other weight formats are not read"
+            ),
+        });
     }
     let text = crate::files::read_text(&index, MAX_INDEX)?;
     let json: serde_json::Value =

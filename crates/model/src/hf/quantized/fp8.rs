@@ -1,5 +1,11 @@
 //! fp8 (e4m3) with scales for the whole matrix, for each row, or for blocks of rows and columns.
+//!
+//! Codes stay as they are where every 64 columns of a row have one scale and GPUs can keep that one;
+//! else they become bf16.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use half::f16;
 use safetensors::Dtype;
 
 use super::super::safetensors::Raw;
@@ -32,6 +38,9 @@ struct Fp8 {
     /// Rows and columns that share a scale.
     block: [usize; 2],
     shape: [usize; 2],
+    /// What it becomes; whether the codes stay follows from the scales alone, so that no code is read
+    /// before the matrix is needed.
+    dtype: DType,
 }
 
 impl Fp8 {
@@ -63,13 +72,35 @@ impl Fp8 {
         if !FLOATS.contains(&scale.dtype) {
             return Err(scale.wrong(format!("it is {:?}, no float", scale.dtype)));
         }
+        let scales = scale.floats();
+        let whole = shape[1].is_multiple_of(64) && block[1].min(shape[1]).is_multiple_of(64);
+        let dtype = match whole && scales.iter().all(|scale| f16_holds(*scale)) {
+            true => DType::F8_E4M3,
+            false => DType::BF16,
+        };
         Ok(Self {
             codes,
-            scales: scale.floats(),
+            scales,
             block,
             shape,
+            dtype,
         })
     }
+
+    /// A row in our own format: the same codes, and the scale of each 64.
+    fn native_row(&self, scales: &[f32], codes: &[u8], out: &mut [u8]) {
+        let blocks = out.chunks_exact_mut(68).zip(codes.chunks_exact(64));
+        for (number, (out, codes)) in blocks.enumerate() {
+            out[..4].copy_from_slice(&scales[number * 64 / self.block[1]].to_le_bytes());
+            out[4..].copy_from_slice(codes);
+        }
+    }
+}
+
+/// Does f16, in which GPUs keep it, change a scale by no more than bf16 changes a weight, one part in
+/// 512? That ends beside 65,504 and below 2^-16; scales of real weights are about 2^-10.
+fn f16_holds(scale: f32) -> bool {
+    (f16::from_f32(scale).to_f32() - scale).abs() <= scale.abs() / 512.0
 }
 
 impl Recipe for Fp8 {
@@ -78,7 +109,7 @@ impl Recipe for Fp8 {
     }
 
     fn dtype(&self) -> DType {
-        DType::BF16
+        self.dtype
     }
 
     fn bytes(&self) -> usize {
@@ -88,15 +119,27 @@ impl Recipe for Fp8 {
     fn make(&self, name: &str) -> Result<Tensor, ModelError> {
         let [rows, cols] = self.shape;
         let across = cols.div_ceil(self.block[1]);
-        let bytes = fill_rows(rows, 2 * cols, |row, out| {
+        let row_bytes = self.dtype.bytes_for(cols).unwrap_or(0);
+        let odd = AtomicBool::new(false);
+        let bytes = fill_rows(rows, row_bytes, |row, out| {
             let scales = &self.scales[row / self.block[0] * across..][..across];
             let codes = &self.codes.bytes()[row * cols..][..cols];
+            if codes.iter().any(|code| code & 0x7f == 0x7f) {
+                odd.store(true, Ordering::Relaxed);
+            }
+            if self.dtype == DType::F8_E4M3 {
+                return self.native_row(scales, codes, out);
+            }
             let values = codes
                 .iter()
                 .enumerate()
                 .map(|(i, code)| e4m3(*code) * scales[i / self.block[1]]);
             store(DType::BF16, &values.collect::<Vec<_>>(), out);
         });
-        Tensor::owned(name, DType::BF16, self.shape.to_vec(), bytes)
+        // Kernels would take such a code for a large number, and every answer would be wrong anyway.
+        if odd.into_inner() {
+            return Err(self.codes.wrong("a code of it is NaN".to_owned()));
+        }
+        Tensor::owned(name, self.dtype, self.shape.to_vec(), bytes)
     }
 }
