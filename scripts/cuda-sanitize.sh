@@ -60,6 +60,9 @@ run() {
     local checks found verdict=ok
     checks=$(tail -n 1 "$name.checks" | grep -E '^[0-9]+ passed' || echo -)
     found=$(grep -hE 'SUMMARY:' "$name.tool" | tail -n 1 | sed 's/^=* *//')
+    # The first thing that it says is wrong, since logs do not always come back from where the GPU is.
+    [[ $found == *': 0 errors'* ]] ||
+        found+="; $(grep -hvE 'COMPUTE-SANITIZER|SUMMARY|^=+ *$' "$name.tool" | head -n 1 | sed 's/^=* *//')"
     # A filter that fits no check passes nothing.
     [ "$code" = 0 ] && [[ $checks != 0* ]] || verdict=FAILED
     [ "$code" != 124 ] || verdict="not ended"
