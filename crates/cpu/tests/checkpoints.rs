@@ -54,6 +54,18 @@ fn runner_of(spec: &ModelSpec, weights: &Weights, isa: Isa, max_model_len: usize
     Runner::new(spec, weights, options).unwrap()
 }
 
+/// The logits after these tokens, the first of which stands at place `start`.
+fn after<'a>(runner: &'a mut Runner, tokens: &[u32], start: usize) -> &'a [f32] {
+    let chunk = Chunk {
+        tokens,
+        start,
+        blocks: &[2, 0, 1, 3],
+        logits: 1,
+    };
+    runner.forward(&[chunk]).unwrap();
+    runner.logits(0)
+}
+
 #[test]
 fn families_compute_what_transformers_does() {
     let folders = folders("families");
@@ -95,14 +107,7 @@ fn check(model: &Path, wanted: &Path, max_model_len: usize) {
         let pairs = isa.multiplies_pairs() && runner.weight_formats().contains(&"BF16");
         let limit = if pairs { 0.08 } else { 1e-3 };
         for (at, wanted) in wanted.iter().enumerate() {
-            let chunk = Chunk {
-                tokens: &prompt[at..=at],
-                start: at,
-                blocks: &[2, 0, 1, 3],
-                logits: 1,
-            };
-            runner.forward(&[chunk]).unwrap();
-            let error = distance(runner.logits(0), wanted);
+            let error = distance(after(&mut runner, &prompt[at..=at], at), wanted);
             assert!(
                 error < limit,
                 "{} {}: off by {error} after {at}",
@@ -121,14 +126,7 @@ fn quantised_checkpoints_compute_what_their_weights_say() {
         let (prompt, wanted) = expected(&folder.join("expected.json"));
         for isa in Isa::all() {
             let mut runner = runner(&folder, isa, 64);
-            let chunk = Chunk {
-                tokens: &prompt,
-                start: 0,
-                blocks: &[2, 0, 1, 3],
-                logits: 1,
-            };
-            runner.forward(&[chunk]).unwrap();
-            let error = distance(runner.logits(0), &wanted[0]);
+            let error = distance(after(&mut runner, &prompt, 0), &wanted[0]);
             // Activations are bytes beside quantised weights, and so are the levels of NF4.
             let limit = match runner.weight_formats()[..] {
                 ["BF16"] => 2e-2,
@@ -157,14 +155,7 @@ fn fp8_computes_the_same_bits_as_the_checkpoint_in_bf16() {
         for isa in Isa::all() {
             let logits = |weights: &Weights| {
                 let mut runner = runner_of(&codes.spec, weights, isa, 64);
-                let chunk = Chunk {
-                    tokens: &prompt,
-                    start: 0,
-                    blocks: &[2, 0, 1, 3],
-                    logits: 1,
-                };
-                runner.forward(&[chunk]).unwrap();
-                runner.logits(0).to_vec()
+                after(&mut runner, &prompt, 0).to_vec()
             };
             assert_eq!(
                 logits(&codes.weights),

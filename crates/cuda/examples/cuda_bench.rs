@@ -104,7 +104,7 @@ fn main() -> Result<(), EngineError> {
         let own = tuning(&mut executor);
         // Kernels for each product, all layers in one, and those for more tokens from the first one on.
         let each = [(own.skinny, 0, 0, 0, [0; 2]), (0, 0, 0, 0, [0; 2])];
-        let one = [1, 2].map(|pace| (own.skinny, 16, pace, 99, [0; 2]));
+        let one = [1, 2].map(|pace| (own.skinny, own.layers, pace, 99, [0; 2]));
         let paces = [[3, 1], [3, 3], [4, 1]];
         let wide = paces.map(|pace| (own.skinny, own.layers, own.pace, 1, pace));
         for (skinny, layers, pace, wide, wide_pace) in one.into_iter().chain(wide).chain(each) {
@@ -118,7 +118,7 @@ fn main() -> Result<(), EngineError> {
             set_tuning(&mut executor, other)?;
             for &count in &batches {
                 // There is none for more.
-                if (wide == 99 && count > 16) || (wide == 1 && own.wide_pace == [0; 2]) {
+                if (layers > 0 && count > layers) || (wide == 1 && own.wide_pace == [0; 2]) {
                     continue;
                 }
                 let name = format!(

@@ -5,31 +5,27 @@
 //! `fatbin=FILE as=8.6` checks what another generation of GPUs is given: kernels that were compiled from its source for
 //! this one (`scripts/cuda-build.sh 86:90`), chosen as for that generation.
 
-use powerband_cuda::check::{self, How};
+use powerband_cuda::{CudaOptions, check};
 
 fn main() {
     let mut filter = String::new();
-    let mut how = How {
-        graphs: true,
-        fatbin: None,
-        generation: None,
-    };
+    let mut options = CudaOptions::default();
     for argument in std::env::args().skip(1) {
         match argument.split_once('=') {
-            None if argument == "--no-graphs" => how.graphs = false,
-            Some(("fatbin", path)) => how.fatbin = Some(path.into()),
+            None if argument == "--no-graphs" => options.graphs = false,
+            Some(("fatbin", path)) => options.fatbin = Some(path.into()),
             Some(("as", version)) => {
                 let numbers: Vec<i32> = version.split('.').flat_map(str::parse).collect();
                 let [major, minor] = numbers[..] else {
                     eprintln!("as={version}: a compute capability is needed, as 8.6");
                     std::process::exit(2);
                 };
-                how.generation = Some((major, minor));
+                options.generation = Some((major, minor));
             }
             _ => filter = argument,
         }
     }
-    check::set_how(how);
+    check::set_options(options);
     match powerband_cuda::probe() {
         Ok(info) => println!("{} (CUDA {})", info.name, info.driver_cuda_version),
         Err(reason) => {

@@ -5,7 +5,7 @@ use powerband_model::ModelSpec;
 use crate::buffers::{Buffers, Places, SQUARE_PARTS, tiled_bytes};
 use crate::params::{FlowParams, GemmParams, LayerParams};
 
-/// Tokens at most.
+/// Tokens at most. For 32 and 64 there was a kernel too, but one for each product is faster then.
 pub(crate) const MOST_TOKENS: usize = 16;
 
 /// Blocks that share the columns of a product, at most.

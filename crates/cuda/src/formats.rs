@@ -201,22 +201,28 @@ mod tests {
         assert_eq!(formats(None).layers[0].gate_up, Format::Bf16);
     }
 
-    #[test]
-    fn a_checkpoints_own_types_stay_and_mixed_ones_become_eight_bits() {
-        let spec = powerband_model::ModelSpec {
+    /// A model of one layer, whose tensors have these types by name and number of dimensions.
+    fn one_layer(dtype: impl Fn(&str, usize) -> DType) -> (ModelSpec, Weights) {
+        let spec = ModelSpec {
             num_layers: 1,
             ..builtin("smollm2-135m").unwrap()
         };
         let tensors = spec.tensors().into_iter().map(|(name, shape)| {
-            let dtype = match name.as_str() {
-                n if shape.len() < 2 || n.contains("o_proj") => DType::F32,
-                n if n.contains("v_proj") || n.contains("embed") => DType::Q8_0,
-                _ => DType::Q4_0,
-            };
+            let dtype = dtype(&name, shape.len());
             let bytes = vec![0u8; dtype.bytes_for(shape.iter().product()).unwrap()];
             powerband_model::Tensor::owned(name, dtype, shape, bytes).unwrap()
         });
         let weights = Weights::new(tensors);
+        (spec, weights)
+    }
+
+    #[test]
+    fn a_checkpoints_own_types_stay_and_mixed_ones_become_eight_bits() {
+        let (spec, weights) = one_layer(|name, dimensions| match name {
+            n if dimensions < 2 || n.contains("o_proj") => DType::F32,
+            n if n.contains("v_proj") || n.contains("embed") => DType::Q8_0,
+            _ => DType::Q4_0,
+        });
         let options = CudaOptions {
             quantization: Some(WeightQuantization::Fp8),
             ..CudaOptions::default()
@@ -230,20 +236,11 @@ mod tests {
 
     #[test]
     fn codes_of_fp8_stay_and_beside_floats_they_are_expanded() {
-        let spec = powerband_model::ModelSpec {
-            num_layers: 1,
-            ..builtin("smollm2-135m").unwrap()
-        };
-        let tensors = spec.tensors().into_iter().map(|(name, shape)| {
-            let dtype = match name.as_str() {
-                _ if shape.len() < 2 => DType::F32,
-                n if n.contains("embed") || n.contains("up_proj") => DType::BF16,
-                _ => DType::F8_E4M3,
-            };
-            let bytes = vec![0u8; dtype.bytes_for(shape.iter().product()).unwrap()];
-            powerband_model::Tensor::owned(name, dtype, shape, bytes).unwrap()
+        let (spec, weights) = one_layer(|name, dimensions| match name {
+            _ if dimensions < 2 => DType::F32,
+            n if n.contains("embed") || n.contains("up_proj") => DType::BF16,
+            _ => DType::F8_E4M3,
         });
-        let weights = Weights::new(tensors);
         let of = |quantization| {
             let options = CudaOptions {
                 quantization,

@@ -85,8 +85,8 @@ pub(crate) struct Gemms {
     kernels: HashMap<(Format, usize), Kernel>,
     multiprocessors: usize,
     shared_per_block: usize,
-    clusters: bool,
-    /// By their number of blocks: clusters that run at once if each block has a multiprocessor to itself.
+    /// By their number of blocks: clusters that run at once if each block has a multiprocessor to itself. Empty where
+    /// there are none.
     clusters_of: HashMap<usize, usize>,
     hopper: bool,
     /// Tokens up to which the kernels of 16 rows are used.
@@ -162,13 +162,11 @@ impl Gemms {
             kernels,
             multiprocessors: device.multiprocessors,
             shared_per_block: device.shared_per_block,
-            clusters: device.has_clusters(),
             hopper: device.major == 9,
             // With clusters others are faster, which share columns.
-            skinny: if device.has_clusters() {
-                0
-            } else {
-                SKINNY_TOKENS
+            skinny: match device.has_clusters() {
+                true => 0,
+                false => SKINNY_TOKENS,
             },
         })
     }
@@ -216,16 +214,13 @@ impl Gemms {
         if (tokens, rows) == HOPPER_ONLY && !(self.hopper && fits) {
             return None;
         }
-        if rows == SLIM && (self.clusters || product.epilogue == LOGITS) {
+        if rows == SLIM && (!self.clusters_of.is_empty() || product.epilogue == LOGITS) {
             return None;
         }
         let (place, rest) = shared(product.format, (tokens, rows), parts);
         let items = product.row_tiles.div_ceil(rows) * product.tokens.div_ceil(tokens);
         // Blocks of a cluster have one item each, and the largest kernels cannot share at all; nor can choices.
-        let shares = self.clusters
-            && tokens <= 128
-            && product.k_tiles >= 2 * parts
-            && product.epilogue != LOGITS;
+        let shares = tokens <= 128 && product.k_tiles >= 2 * parts && product.epilogue != LOGITS;
         // More blocks than run at once would wait for whole clusters to end.
         if parts > 1 && !(shares && items <= self.clusters_at_once(parts)) {
             return None;

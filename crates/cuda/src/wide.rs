@@ -3,12 +3,9 @@
 use powerband_model::ModelSpec;
 
 use crate::driver::{DriverError, Kernel, Module, Shape, Stream};
-use crate::flow::Flow;
+use crate::flow::{Flow, MOST_TOKENS};
 use crate::layers::none_for;
 use crate::params::{GemmParams, LayerParams, WideParams};
-
-/// Tokens of the kernel. For 32 and 64 there were some too, but a kernel for each product is faster then.
-const TOKENS: usize = 16;
 
 /// Elements of a head that they are for: with 128 they would lack registers, and nobody has measured that.
 pub(crate) const HEAD_DIM: usize = 64;
@@ -22,10 +19,10 @@ const PACE: [i32; 2] = [3, 1];
 
 /// Bytes of shared memory of a block as `wide.cuh` lays it out: of a place of the ring, and of the rest.
 fn shared(head_dim: usize) -> (usize, usize) {
-    let place = 2 * 8192 + 2 * TOKENS * 128 + 3 * 8;
-    let sums = 2 * TOKENS * 68 * 4;
+    let place = 2 * 8192 + 2 * MOST_TOKENS * 128 + 3 * 8;
+    let sums = 2 * MOST_TOKENS * 68 * 4;
     let attention = 8 * 8 * (head_dim + 4) * 4;
-    let rest = sums.max(attention) + 2 * TOKENS * 4 + 32 + 2 * size_of::<LayerParams>();
+    let rest = sums.max(attention) + 2 * MOST_TOKENS * 4 + 32 + 2 * size_of::<LayerParams>();
     (place, rest)
 }
 
@@ -74,7 +71,7 @@ impl Wide {
             return Ok(None);
         }
         let bytes = depth * place + rest;
-        let kernel = module.kernel(&format!("wide_bf16_{TOKENS}_{}", spec.head_dim), bytes)?;
+        let kernel = module.kernel(&format!("wide_bf16_{MOST_TOKENS}_{}", spec.head_dim), bytes)?;
         let shape = Shape {
             shared: bytes as u32,
             ..Shape::of((device.multiprocessors, 1, 1), THREADS)
@@ -126,7 +123,7 @@ impl Wide {
     }
 
     pub fn launch(&self, stream: &Stream, tokens: usize, splits: usize) -> Result<(), DriverError> {
-        if tokens > TOKENS {
+        if tokens > MOST_TOKENS {
             return Err(none_for(tokens));
         }
         let params = WideParams {

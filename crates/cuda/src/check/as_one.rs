@@ -139,7 +139,7 @@ fn layers_as_one(
     let mut ways = Vec::new();
     let own = tuning(&mut executor);
     // A kernel for each product, the kernel for few tokens, and as it is used.
-    for (layers, wide) in [(0, 0), (own.layers.min(16), 99), (own.layers, own.wide)] {
+    for (layers, wide) in [(0, 0), (own.layers, 99), (own.layers, own.wide)] {
         set_tuning(
             &mut executor,
             Tuning {
@@ -170,7 +170,7 @@ fn layers_as_one(
                     return Ok(f64::INFINITY);
                 };
                 worst = worst.max(f64::from((a.logprob - b.logprob).abs()));
-                // The first comes from the same prompt step.
+                // No step of decoding has made the first.
                 equal += usize::from(number > 0);
             }
         }
@@ -180,5 +180,10 @@ fn layers_as_one(
             return Ok(f64::INFINITY);
         }
     }
-    Ok(worst)
+    // The first token comes from the same prompt step.
+    let first = |running: &[Running]| running[0].outputs.first().map(|o| o.token);
+    match ways.iter().all(|way| first(way) == first(&ways[0])) {
+        true => Ok(worst),
+        false => Ok(f64::INFINITY),
+    }
 }

@@ -218,9 +218,9 @@ fn weights(
 }
 
 fn products(cases: &[&Case], report: &mut dyn FnMut(&Check)) -> Result<(), DriverError> {
-    let how = super::options();
-    let device = Device::open_as(how.ordinal, how.generation)?;
-    let kernels = fatbin::kernels(how.fatbin.as_deref()).map_err(|error| DriverError {
+    let options = super::options();
+    let device = Device::open_as(options.ordinal, options.generation)?;
+    let kernels = fatbin::kernels(options.fatbin.as_deref()).map_err(|error| DriverError {
         call: "reading kernels",
         reason: error.to_string(),
         out_of_memory: false,
@@ -273,17 +273,17 @@ fn check_case(
         };
         for index in 0..gpu.gemms.count() {
             for parts in PARTS {
-                // Who chooses tokens has all of their columns.
-                let choosing = gpu.gemms.plan_as(product, index, parts);
-                let queries = Product {
-                    epilogue: STORE_QKV,
-                    ..product
+                let ending = |epilogue| {
+                    let product = Product {
+                        epilogue,
+                        ..product
+                    };
+                    Some((gpu.gemms.plan_as(product, index, parts)?, product))
                 };
-                let (plan, product) = match choosing {
-                    Some(plan) => (Some(plan), product),
-                    None => (gpu.gemms.plan_as(queries, index, parts), queries),
+                // Who chooses tokens has all of their columns; others can leave queries as they are.
+                let Some((plan, product)) = ending(LOGITS).or_else(|| ending(STORE_QKV)) else {
+                    continue;
                 };
-                let Some(plan) = plan else { continue };
                 let (tm, of, _) = plan.variant;
                 let name = format!(
                     "kernel gemm {} {tm}x{of} in {parts}, {tokens} tokens",

@@ -1,7 +1,6 @@
 //! Checks and measurements on a GPU, for the examples `cuda_check` and `cuda_bench`: there is no
 //! test runner where the GPUs are, so they travel as programs.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::options::CudaOptions;
@@ -57,48 +56,18 @@ impl Check {
     }
 }
 
-/// How checks use the GPU.
-#[derive(Debug, Clone)]
-pub struct How {
-    /// Steps are recorded as graphs. Tools that watch every launch take long to follow the graphs of all sizes, and
-    /// memory that is not there.
-    pub graphs: bool,
-    /// Kernels from this file instead of the built-in ones.
-    pub fatbin: Option<PathBuf>,
-    /// The GPU counts as one of this compute capability.
-    pub generation: Option<(i32, i32)>,
-}
+static OPTIONS: OnceLock<CudaOptions> = OnceLock::new();
 
-static HOW: OnceLock<How> = OnceLock::new();
-
-/// Checks from now on use the GPU in that way; to be called at most once, before them.
-pub fn set_how(how: How) {
-    HOW.get_or_init(|| how);
+/// What checks take from now on where they say nothing themselves: other kernels, another generation, no graphs (tools
+/// that watch every launch take long to follow those of all sizes, and memory that is not there). To be called at most
+/// once, before them.
+pub fn set_options(options: CudaOptions) {
+    OPTIONS.get_or_init(|| options);
 }
 
 /// As told, or as by default.
-fn how() -> How {
-    let plain = || How {
-        graphs: true,
-        fatbin: None,
-        generation: None,
-    };
-    HOW.get().cloned().unwrap_or_else(plain)
-}
-
-/// Options that use the GPU as told.
 fn options() -> CudaOptions {
-    let How {
-        graphs,
-        fatbin,
-        generation,
-    } = how();
-    CudaOptions {
-        graphs,
-        fatbin,
-        generation,
-        ..CudaOptions::default()
-    }
+    OPTIONS.get().cloned().unwrap_or_default()
 }
 
 /// All checks whose name contains `filter`, each reported as it ends.
