@@ -125,10 +125,10 @@ template <typename T, int HD, int N> struct Attend {
         m = fmaxf(m, __shfl_xor_sync(~0u, m, 16));
         best[j] = fmaxf(top[n][j], m);
         float base = best[j] == -INFINITY ? 0 : best[j];
-        float keep = exp2f(top[n][j] - base);
+        float keep = exp2_of(top[n][j] - base);
         top[n][j] = best[j];
-        s[j] = exp2f(s[j] - base);
-        s[j + 2] = exp2f(s[j + 2] - base);
+        s[j] = exp2_of(s[j] - base);
+        s[j + 2] = exp2_of(s[j + 2] - base);
         sum[n][j] = sum[n][j] * keep + s[j] + s[j + 2];
 #pragma unroll
         for (int f = 0; f < kFrags; ++f) {
@@ -317,7 +317,7 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
       for (int w = 0; w < Those::most; ++w) {
         if (w >= warps) continue;
         const float *row = rows + w * kColumns * kStride;
-        float weight = exp2f(row[HD] - top);
+        float weight = exp2_of(row[HD] - top);
         sum += weight * row[HD + 1];
         v.x += weight * row[dim];
         v.y += weight * row[dim + 1];
@@ -325,7 +325,8 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
     }
     int head = kv_head * group + column;
     if (splits == 1) {
-      uint32_t two = Pair<T>::pack(v.x / sum, v.y / sum);
+      float by = inverse_of(sum);
+      uint32_t two = Pair<T>::pack(v.x * by, v.y * by);
       source.store(p.out, token, head * HD + dim, p.out_tiles, two);
     } else {
       float *to = p.partial + ((size_t)(index * p.heads + head) * p.splits + split) * (HD + 2);
@@ -357,13 +358,14 @@ static __device__ inline void attend_span(const AttentionParams &p, const Span &
     for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(from + s * (HD + 2) + HD));
     for (int s = 0; s < splits; ++s) {
       const float *part = from + s * (HD + 2);
-      float weight = exp2f(__ldcg(part + HD) - top);
+      float weight = exp2_of(__ldcg(part + HD) - top);
       float2 x = __ldcg(reinterpret_cast<const float2 *>(part + dim));
       sum += weight * __ldcg(part + HD + 1);
       v.x += weight * x.x;
       v.y += weight * x.y;
     }
-    source.store(p.out, token, head * HD + dim, p.out_tiles, Pair<T>::pack(v.x / sum, v.y / sum));
+    float by = inverse_of(sum);
+    source.store(p.out, token, head * HD + dim, p.out_tiles, Pair<T>::pack(v.x * by, v.y * by));
   }
 }
 

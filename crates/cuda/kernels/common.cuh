@@ -159,10 +159,11 @@ static __device__ inline uint32_t cluster_rank() {
 #endif
   return n;
 }
-// This thread is there; all threads of the cluster that have not ended are.
-static __device__ inline void cluster_arrive() {
+// This thread is there (and has set its barriers up, no more: to hand on what it wrote would wait for all of the GPU's
+// memory); all threads of the cluster that have not ended are.
+static __device__ inline void cluster_come() {
 #if HAS_BULK
-  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 static __device__ inline void cluster_wait() {
@@ -170,7 +171,12 @@ static __device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
-static __device__ inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
+static __device__ inline void cluster_sync() {
+#if HAS_BULK
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+#endif
+  cluster_wait();
+}
 // The place in the memory of the cluster's block `rank` of `blocks` that `own` is in this one's.
 template <typename V> static __device__ inline V *in_block(V *own, uint32_t rank, uint32_t blocks) {
 #if HAS_BULK
@@ -181,6 +187,20 @@ template <typename V> static __device__ inline V *in_block(V *own, uint32_t rank
   }
 #endif
   return own;
+}
+// Bytes that come will make the barrier's phase end, besides one arrival, which this is.
+static __device__ inline void barrier_expect(uint32_t bar, uint32_t bytes) {
+#if HAS_BULK
+  asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar), "r"(bytes) : "memory");
+#endif
+}
+// Sends four numbers to where `to` is in the memory of the cluster's block `rank`, whose barrier counts their bytes.
+static __device__ inline void send(uint32_t to, uint32_t bar, uint32_t rank, float4 four) {
+#if HAS_BULK
+  asm volatile("{ .reg .b32 t, b; mapa.shared::cluster.u32 t, %0, %2; mapa.shared::cluster.u32 b, %1, %2;\n"
+               "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [t], {%3,%4,%5,%6}, [b]; }" ::"r"(to),
+               "r"(bar), "r"(rank), "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w) : "memory");
+#endif
 }
 
 static __device__ inline uint64_t policy_evict_first() {
@@ -224,6 +244,18 @@ static __device__ inline void ldmatrix4(uint32_t *r, uint32_t address) {
 static __device__ inline uint32_t transpose8(uint32_t x) {
   uint32_t y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+// Powers of two and inverses in one instruction each: what is too small for a normal number becomes zero.
+static __device__ inline float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+static __device__ inline float inverse_of(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -19,8 +19,10 @@
 #define GEMM_THREADS 384
 #define FETCHERS(TM) ((TM) == 256 ? 3 : 2)
 #define NOTARIES(TM) (4 - FETCHERS(TM))
-// The barrier at which consumers and notaries meet once for each new tile of tokens.
+// Of each new tile of tokens the notaries say that notes are there, and consumers that they read them, so that those of
+// the tile before may be written over.
 #define NOTED 3
+#define READ 4
 // Weights of bf16, in the place of a format of codes.
 struct Plain { static constexpr int kFormat = AS_BF16, kTable = 0; };
 template <typename W> struct TileBytes { static constexpr uint32_t value = 4 * W::kBytes; };
@@ -127,7 +129,7 @@ static __device__ inline void gemm(const GemmParams &p) {
   float *scale = reinterpret_cast<float *>(weights + p.stages * ROWS * kTile);
   int *notes = reinterpret_cast<int *>(scale + 2 * TM);
   char *barriers = reinterpret_cast<char *>(notes + 4 * TM);
-  uint32_t full = smem_address(barriers), empty = full + 8 * p.stages;
+  uint32_t full = smem_address(barriers), empty = full + 8 * p.stages, come = empty + 8 * p.stages;
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, stages = p.stages;
 
   let_next_start();
@@ -136,19 +138,20 @@ static __device__ inline void gemm(const GemmParams &p) {
       barrier_init(full + 8 * s, FETCHERS(TM) * kArrivalsPerPart);
       barrier_init(empty + 8 * s, 4 * ROWS);
     }
+    barrier_init(come, 1);
 #if HAS_BULK
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   }
-  float *red = reinterpret_cast<float *>(barriers + 16 * p.stages + W::kTable);
-  [[maybe_unused]] uint32_t table = empty + 8 * p.stages + (threadIdx.x & 31) * 4;
-  if (W::kTable > 0) fill_nf4_table(barriers + 16 * p.stages, warp, blockDim.x >> 5, lane);
+  float *red = reinterpret_cast<float *>(barriers + 16 * p.stages + 16 + W::kTable);
+  [[maybe_unused]] uint32_t table = come + 16 + (threadIdx.x & 31) * 4;
+  if (W::kTable > 0) fill_nf4_table(barriers + 16 * p.stages + 16, warp, blockDim.x >> 5, lane);
   __syncthreads();
 
   // The largest kernels' sums would not fit.
   int parts = TM > 128 ? 1 : cluster_size(), rank = TM > 128 ? 0 : cluster_rank();
   // Of others' memory nothing may be touched before they have begun.
-  if (parts > 1) cluster_arrive();
+  if (parts > 1) cluster_come();
   int row_groups = (p.row_tiles + ROWS - 1) / ROWS, token_tiles = (p.tokens + TM - 1) / TM;
   int items = row_groups * token_tiles, first = blockIdx.x / parts, step = gridDim.x / parts;
   int k0 = p.k_tiles * rank / parts, count = p.k_tiles * (rank + 1) / parts - k0;
@@ -174,10 +177,11 @@ static __device__ inline void gemm(const GemmParams &p) {
         if (tokens == last_tokens) continue;
         last_tokens = tokens;
         note_tokens<TM>(p, scale + set * TM, notes + set * 2 * TM, tokens * TM, fetcher - FETCHERS(TM), kNotaries, lane);
-        asm volatile("bar.sync %0, %1;" ::"n"(NOTED), "n"(256 + 32 * kNotaries) : "memory");
+        asm volatile("bar.arrive %0, %1;" ::"n"(NOTED), "n"(256 + 32 * kNotaries) : "memory");
+        asm volatile("bar.sync %0, %1;" ::"n"(READ), "n"(256 + 32 * kNotaries) : "memory");
         set ^= 1;
       }
-      if (parts > 1) cluster_wait(), cluster_sync();
+      if (parts > 1) cluster_wait();
       return;
     }
     uint64_t once = token_tiles > 1 ? policy_evict_last() : policy_evict_first();
@@ -222,8 +226,10 @@ static __device__ inline void gemm(const GemmParams &p) {
     if (fetcher > 0) wait_for_inputs();
     int slot = 0;
     uint32_t round = 0;
+#pragma unroll 1
     for (int item = first; item < items; item += step) {
       begin_item(item);
+#pragma unroll 1
       for (int k = 0; k < count; ++k) {
         if (round > 0) barrier_wait(empty + 8 * slot, (round + 1) & 1);
         fetch_next(slot);
@@ -234,15 +240,20 @@ static __device__ inline void gemm(const GemmParams &p) {
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
     __syncwarp();
-    if (parts > 1) cluster_wait(), cluster_sync();
+    if (parts > 1) cluster_wait();
     return;
   }
 
 #if HAS_WGMMA
   if (TM > 128) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
 #endif
-  wait_for_inputs();
   int wg = warp >> 2;
+  if (parts > 1 && threadIdx.x == 0) barrier_expect(come, Own<ROWS>{parts, rank, 0, come}.bytes(TM / 8));
+  // Divisions take long: they are done before there is anything to do.
+  Own<ROWS> own = {ROWS == 2 ? parts : 2, ROWS == 2 ? rank : wg, 0, come};
+  own.eights = (TM / 8 + own.parts - 1) / own.parts;
+  asm volatile("" : "+r"(own.eights));
+  wait_for_inputs();
   int slot = 0, last_tokens = -1;
   float *other_scale = scale + TM;
   int *other_notes = notes + 2 * TM;
@@ -255,6 +266,9 @@ static __device__ inline void gemm(const GemmParams &p) {
     int group, tokens;
     place(item, group, tokens);
     int there = min(TM, p.tokens - tokens * TM);
+    int tile = ROWS == 2 ? group * 2 + wg : group, in_head = 0;
+    if (p.epilogue == STORE_QKV) in_head = (tile * 64 + (warp & 3) * 16) % p.head_dim;
+    asm volatile("" : "+r"(in_head));
     bool fresh = tokens != last_tokens;
     last_tokens = tokens;
     float acc[TM / 2];
@@ -290,14 +304,13 @@ static __device__ inline void gemm(const GemmParams &p) {
     if (fresh) {
       if (item != first) swap(scale, other_scale), swap(notes, other_notes);
       asm volatile("bar.sync %0, %1;" ::"n"(NOTED), "n"(256 + 32 * kNotaries) : "memory");
+      asm volatile("bar.arrive %0, %1;" ::"n"(READ), "n"(256 + 32 * kNotaries) : "memory");
     }
     if (parts > 1) cluster_wait();
-    Own<ROWS> own = {ROWS == 2 ? parts : 2, ROWS == 2 ? rank : wg};
-    int tile = ROWS == 2 ? group * 2 + wg : group;
     if (p.epilogue == GATE) {
       store_gated_pairs<T, TM>(p, acc, red, own, scale, tile, tokens * TM, there, warp, lane);
     } else if (p.epilogue == STORE_QKV) {
-      store_qkv_rows<T, TM>(p, acc, red, own, scale, notes, tile, tokens * TM, there, warp, lane);
+      store_qkv_rows<T, TM>(p, acc, red, own, scale, notes, tile, in_head, tokens * TM, there, warp, lane);
     } else if (ROWS == 2 && p.epilogue == LOGITS) {
       float *value = red + 8 * 32 * CHOICES;
       uint8_t *index = reinterpret_cast<uint8_t *>(value + 8 * TM);

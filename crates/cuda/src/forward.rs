@@ -466,9 +466,12 @@ fn decode_warps(spec: &ModelSpec) -> usize {
 }
 
 /// Of the `most` warps of a block as many as have one of `items`, a key/value head of a short sequence, together: a power of
-/// two, so that all items are at once on a GPU that has `there` such warps.
+/// two, so that all items are at once on a GPU that has `there` such warps. Eight only where half of the GPU is enough:
+/// they find little to do, and what each has must be brought together.
 fn item_warps(items: usize, most: usize, there: usize) -> usize {
-    1 << (there / items.max(1)).clamp(1, most).ilog2()
+    let each = there / items.max(1);
+    let most = if each < 16 { most.min(4) } else { most };
+    1 << each.clamp(1, most).ilog2()
 }
 
 /// Bytes of the results of one step.
@@ -484,7 +487,7 @@ mod tests {
     fn the_more_sequences_the_fewer_warps_have_one() {
         let warps = |sequences: usize| item_warps(sequences * 8, 8, 2 * 8 * 132);
         assert_eq!(
-            [1, 33, 34, 66, 67, 132, 133, 1000].map(warps),
+            [1, 16, 17, 66, 67, 132, 133, 1000].map(warps),
             [8, 8, 4, 4, 2, 2, 1, 1]
         );
         assert_eq!(item_warps(8, 4, 2 * 4 * 132), 4);

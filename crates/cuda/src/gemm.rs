@@ -73,10 +73,10 @@ fn shared(format: Format, (tokens, rows): (usize, usize), parts: usize) -> (usiz
     // unevenly, sums and squares, or what the head chooses.
     let room = match (rows, parts) {
         (SLIM, _) => tokens.div_ceil(16) * 4 * 512 + 8 * tokens,
-        (_, 1) => 8 * 32 * 18 + 10 * tokens,
+        (_, 1) => 8 * 32 * 20 + 10 * tokens,
         _ => tokens.div_ceil(8 * parts) * parts * 1024 + 8 * tokens,
     };
-    (place, room * 4 + tokens * 24 + format.table_bytes())
+    (place, room * 4 + tokens * 24 + 16 + format.table_bytes())
 }
 
 /// All matrix kernels.

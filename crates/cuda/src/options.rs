@@ -121,7 +121,7 @@ pub(crate) fn check(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Engin
             spec.local_rope_theta.is_some(),
             "two rotary bases (Gemma 3) on a GPU".to_owned(),
         ),
-        (spec.hidden_size % 2 == 1, "an odd hidden size on a GPU".to_owned()),
+        (!spec.hidden_size.is_multiple_of(4), "a hidden size that is no multiple of 4 on a GPU".to_owned()),
         (
             matches!(
                 options.kv_dtype,
