@@ -300,9 +300,9 @@ impl Gemms {
         let there = (rows * tokens.min(product.tokens)) as f64;
         let finish = match parts {
             1 => 0.0504 * there,
-            _ => 0.95 + 0.0118 * there + 0.0194 * there / parts as f64,
+            _ => 0.95 + 0.01 * there + 0.0194 * there / parts as f64,
         };
-        3.0 + multiply.max(arrive) + 0.45 * multiply.min(arrive) + rounds * finish
+        3.0 + multiply.max(arrive) + 0.62 * multiply.min(arrive) + rounds * finish
     }
 }
 
