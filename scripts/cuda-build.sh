@@ -25,7 +25,8 @@ if [ -z "$nvcc" ]; then
         for name in nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl; do
             packages+=("$name==$version.*")
         done
-        python3 -m pip download --quiet --no-deps --only-binary=:all: -d "$wheels" "${packages[@]}"
+        python3 -m pip download --quiet --no-deps --only-binary=:all: -d "$wheels" "${packages[@]}" ||
+            { echo "nvcc could not be fetched" >&2; exit 3; }
         mkdir -p "$home"
         for wheel in "$wheels"/*.whl; do
             python3 -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])' "$wheel" "$home"

