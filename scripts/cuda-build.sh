@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 version=13.0
 kernels=crates/cuda/kernels
 nvcc=${POWERBAND_NVCC:-}
+command -v g++ >/dev/null 2>&1 || { echo "nvcc needs g++: apt-get install g++" >&2; exit 3; }
 if [ -z "$nvcc" ]; then
     home=${XDG_CACHE_HOME:-$HOME/.cache}/powerband/nvcc-$version
     nvcc=$home/nvidia/cu13/bin/nvcc

@@ -114,6 +114,13 @@ static __device__ inline void barrier_wait(uint32_t bar, uint32_t parity) {
 #endif
 }
 
+// An arrival that makes the barrier's phase wait for so many bytes too, some of which may have come before.
+static __device__ inline void barrier_expect(uint32_t bar, uint32_t bytes) {
+#if HAS_BULK
+  asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar), "r"(bytes) : "memory");
+#endif
+}
+
 // Arrivals that a full barrier expects for each of its two parts (weights, activations).
 #if HAS_BULK
 static const uint32_t kArrivalsPerPart = 1;
@@ -128,8 +135,7 @@ static __device__ inline void fetch(uint32_t to, uint32_t bytes, int pieces, Fro
                                     uint64_t policy) {
 #if HAS_BULK
   if (lane == 0) {
-    asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar),
-                 "r"(bytes * pieces) : "memory");
+    barrier_expect(bar, bytes * pieces);
     for (int i = 0; i < pieces; ++i)
       asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
                    ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to + i * bytes),
@@ -159,8 +165,8 @@ static __device__ inline uint32_t cluster_rank() {
 #endif
   return n;
 }
-// This thread is there (and has set its barriers up, no more: to hand on what it wrote would wait for all of the GPU's
-// memory); all threads of the cluster that have not ended are.
+// This thread is there, and its barriers are set up: nothing else that it wrote is handed on, for which all of the GPU's
+// memory would be waited for. Then: all threads of the cluster that have not ended are.
 static __device__ inline void cluster_come() {
 #if HAS_BULK
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -187,12 +193,6 @@ template <typename V> static __device__ inline V *in_block(V *own, uint32_t rank
   }
 #endif
   return own;
-}
-// Bytes that come will make the barrier's phase end, besides one arrival, which this is.
-static __device__ inline void barrier_expect(uint32_t bar, uint32_t bytes) {
-#if HAS_BULK
-  asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar), "r"(bytes) : "memory");
-#endif
 }
 // Sends four numbers to where `to` is in the memory of the cluster's block `rank`, whose barrier counts their bytes.
 static __device__ inline void send(uint32_t to, uint32_t bar, uint32_t rank, float4 four) {

@@ -18,16 +18,17 @@
 // turn. They are a cluster's blocks or, where a block has one tile of rows (ROWS), its two warpgroups.
 template <int ROWS> struct Own {
   static constexpr int kWarps = ROWS == 2 ? 8 : 4; // whose sums differ in rows
-  int parts, rank, eights; // how many of TM tokens one of them has at most
+  int parts, rank, eights; // so many eights of a block's tokens one of them has at most
   uint32_t come; // the barrier of a cluster's block that counts bytes of sums as they come
   __device__ int eight(int i) const { return i * parts + rank; }
   __device__ bool has(int token) const { return ROWS == 1 || parts == 1 || (token >> 3) % parts == rank; }
-  // Bytes of sums that come to this block from others, of so many eights of tokens.
-  __device__ uint32_t bytes(int eights) const { return (eights - rank + parts - 1) / parts * (parts - 1) * kWarps * 512; }
+  // Bytes of sums that come to this block from others, if there are so many eights of tokens in all.
+  __device__ uint32_t bytes(int all) const { return (all - rank + parts - 1) / parts * (parts - 1) * kWarps * 512; }
 };
 
-// In shared memory a warp's sums of eight tokens are 32 pieces of 16 bytes, each what a lane had: two rows of a token, and
-// of the next. Half of the lanes leave theirs in other places, so that no banks collide where a lane reads four rows.
+// In shared memory a warp's sums of eight tokens are 32 pieces of 16 bytes, each what a lane had: its row of a token
+// and the one eight further, and both of the next token. Half of the lanes leave theirs in other places, so that no banks
+// collide in `takes_rows`.
 static __device__ inline int piece_of(int lane) { return lane ^ (lane >> 4) * 4; }
 // Of which of these floats a lane takes four.
 struct Takes { int at[4]; };
@@ -202,10 +203,9 @@ static __device__ inline void add_residual_rows(const GemmParams &p, const float
       squares[u] = real ? (h.x * h.x + h.y * h.y) + (h.z * h.z + h.w * h.w) : 0;
     }
 #pragma unroll
-    for (int i = 1; i < 4; ++i)
+    for (int i = 1; i < 4; i <<= 1)
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u)
-        if (i != 3) squares[u] += __shfl_xor_sync(~0u, squares[u], i);
+      for (int u = 0; u < kAtOnce; ++u) squares[u] += __shfl_xor_sync(~0u, squares[u], i);
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       int t = own.eight(first + u) * 8;
@@ -216,8 +216,9 @@ static __device__ inline void add_residual_rows(const GemmParams &p, const float
 }
 
 // Heads are multiples of 16 rows, so that a warp's rows belong to one head. `notes`: the tokens' positions and
-// places in the cache, [2][TM]. `in_head`: which of its head's rows is the warp's first. Of queries and keys a lane has pairs of rows, which turn together and lie side by side;
-// of values, of which neighbouring tokens lie side by side, it has two tokens.
+// places in the cache, [2][TM]. `in_head`: which of its head's rows is the warp's first. Of queries and keys a lane has
+// pairs of rows, which turn together and lie side by side; of values, of which neighbouring tokens lie side by side, it
+// has two tokens.
 template <typename T, int TM, int ROWS>
 static __device__ inline void store_qkv_rows(const GemmParams &p, const float *acc, float *room, Own<ROWS> own,
                                              const float *scale, const int *notes, int tile, int in_head, int token,

@@ -41,9 +41,10 @@ struct GemmParams {
 // A head's keys or values, of all positions.
 template <typename T> struct Head {
   char *cache;
-  int kind, block, first; // elements: of a block, and those of the heads before and of the keys, if these are values
+  // Elements: of a block of 16 positions of all heads, and of it before this head's keys or values.
+  int kind, block, first;
 
-  // `row`: its first among all heads'.
+  // `row`: its first among all heads' keys, or values.
   __device__ Head(const GemmParams &p, int row, bool values)
       : cache(p.cache), kind(p.kv_kind), block(p.kv_dim * 32), first(row * 32 + (values ? p.head_dim * 16 : 0)) {}
   __device__ size_t at(int place) const { return (size_t)(place >> 4) * block + first; }
@@ -83,8 +84,8 @@ template <typename T> struct Head {
   }
 };
 
-// SiLU or, as tanh(z) = 2 sigmoid(2 z) - 1, GELU by tanh: both are x by a sigmoid of x (1 + `cubic` x^2) times a number, of
-// which `power` is minus that by log2(e).
+// SiLU or, as tanh(z) = 2 sigmoid(2 z) - 1, GELU by tanh: both are x sigmoid(c x (1 + `cubic` x^2)), and `power` is
+// -c log2(e).
 struct Activation {
   float cubic, power;
   __device__ explicit Activation(int gelu)

@@ -100,8 +100,7 @@ static __device__ inline void supply_wide(const WideParams &p, WideRing<TM> ring
           }
           uint32_t bar = ring.have_weights(ring.place), bytes = item.columns(place) * 8192;
           const char *from = rows + (size_t)item.column(place) * 8192;
-          asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar),
-                       "r"(two ? 2 * bytes : bytes) : "memory");
+          barrier_expect(bar, two ? 2 * bytes : bytes);
           for (int second = 0; second <= two; ++second)
             asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
                          ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(ring.weights() + second * 8192),

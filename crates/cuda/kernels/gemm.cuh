@@ -116,8 +116,9 @@ static __device__ inline void note_tokens(const GemmParams &p, float *scale, int
   }
 }
 
-// Shared memory: the ring's activations, its weights, the norms' factors, notes, barriers, a table, and room for the end of
-// an item (`gemm.rs`): sums, of all of its own tokens in a cluster and of some else, and squares; or what the head chooses.
+// Shared memory: the ring's activations, its weights, the norms' factors, notes, barriers (two for each place of the ring,
+// and the one that sums come to), a table, and room for the end of an item (`gemm.rs`): sums, in a cluster of all of a
+// block's own tokens and elsewhere of some at a time, and squares; or what the head chooses.
 template <typename T, int TM, int ROWS, typename W>
 static __device__ inline void gemm(const GemmParams &p) {
   constexpr uint32_t kTile = TileBytes<W>::value;
@@ -248,9 +249,9 @@ static __device__ inline void gemm(const GemmParams &p) {
   if (TM > 128) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
 #endif
   int wg = warp >> 2;
-  if (parts > 1 && threadIdx.x == 0) barrier_expect(come, Own<ROWS>{parts, rank, 0, come}.bytes(TM / 8));
-  // Divisions take long: they are done before there is anything to do.
   Own<ROWS> own = {ROWS == 2 ? parts : 2, ROWS == 2 ? rank : wg, 0, come};
+  if (parts > 1 && threadIdx.x == 0) barrier_expect(come, own.bytes(TM / 8));
+  // Divisions take long: they are done before there is anything to do.
   own.eights = (TM / 8 + own.parts - 1) / own.parts;
   asm volatile("" : "+r"(own.eights));
   wait_for_inputs();

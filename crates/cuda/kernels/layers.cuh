@@ -159,8 +159,7 @@ static __device__ inline void supply(const LayersParams &p, uint32_t rings, uint
     }
     uint32_t bar = ring.full + 8 * ring.place, bytes = RING_WARPS * (course.other(p) ? H::kBytes : S::kBytes);
     int column = (course.slab(p) & 3) * ((course.other(p) ? H::kSlabBytes : S::kSlabBytes) / 8);
-    asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(bar), "r"(bytes)
-                 : "memory");
+    barrier_expect(bar, bytes);
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                  ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring.base + ring.place * PLACE),
                  "l"(p.weights + course.product), "r"(column), "r"(course.tile(p)), "r"(course.depth()), "r"(bar),
